@@ -1,0 +1,100 @@
+"""Build the documentation: python docs/build.py [--engine auto|quarto|sphinx] [--no-execute] [--out _docs]
+
+One path up to the last step, so that a check without Quarto sees what a Quarto user gets:
+  1. copy the project to build/docs-src (nothing is ever written to the tracked notebooks)
+  2. execute the notebooks in kernels
+  3. nbdev's own processing into _proc/ (show_doc, hidden cells, links)
+  4. render: `quarto render` where Quarto is installed, else Sphinx with MyST-NB, which needs no network at all
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from configparser import ConfigParser
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+
+
+def settings():
+    cfg = ConfigParser(delimiters=["="])
+    cfg.read(ROOT / "settings.ini", encoding="utf-8")
+    return cfg["DEFAULT"]
+
+
+def run(*args, cwd, **env):
+    print("+", *map(str, args), flush=True)
+    subprocess.run(list(map(str, args)), cwd=cwd, check=True, env={**os.environ, **env})
+
+
+def copy_sources(src, cfg):
+    shutil.rmtree(src, ignore_errors=True)
+    src.mkdir(parents=True)
+    junk = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "_test_*")
+    for name in ("nbs", cfg["lib_path"]):
+        shutil.copytree(ROOT / name, src / name, symlinks=True, ignore=junk)
+    shutil.copy(ROOT / "settings.ini", src)
+    # index.ipynb stands at the top of the repository but among the pages of the site
+    text = (ROOT / "index.ipynb").read_text(encoding="utf-8").replace("](nbs/", "](")
+    (src / "index.ipynb").write_text(text.replace("](LICENSE", f"]({cfg['git_url']}/blob/{cfg['branch']}/LICENSE"))
+
+
+def skipped(cell, flags):
+    "Cells nobody runs: marked `#| eval: false`, or with a flag from settings.ini (tst_flags)."
+    marks = [line[2:].split() for line in cell.source.splitlines() if line.startswith("#|")]
+    return ["eval:", "false"] in marks or any(m and m[0] in flags for m in marks)
+
+
+def execute(path, flags, env):
+    start, nb = time.time(), nbformat.read(path, as_version=4)
+    for c in nb.cells:
+        if c.cell_type == "code" and skipped(c, flags):
+            c.metadata["tags"] = ["skip-execution"]
+    NotebookClient(nb, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute(
+        env={**os.environ, **env, "IN_TEST": "1"}
+    )
+    for c in nb.cells:
+        c.metadata.pop("tags", None)
+        c.metadata.pop("execution", None)
+    nbformat.write(nb, path)
+    print(f"{path.name}: {time.time() - start:.1f} s", flush=True)
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("--engine", choices=["auto", "quarto", "sphinx"], default="auto")
+    ap.add_argument("--out", type=Path, default=ROOT / "_docs")
+    ap.add_argument("--work", type=Path, default=ROOT / "build" / "docs-src", help="where the sources are prepared")
+    ap.add_argument("--no-execute", action="store_true", help="show the outputs stored in the notebooks")
+    a = ap.parse_args()
+    cfg, src, out = settings(), a.work.resolve(), a.out.resolve()
+    engine = a.engine if a.engine != "auto" else "quarto" if shutil.which("quarto") else "sphinx"
+    copy_sources(src, cfg)
+    env = dict(PYTHONPATH=str(src))
+    if not a.no_execute:
+        for p in sorted(src.glob("nbs/**/*.ipynb")):
+            if not any(part.startswith(("_", ".")) for part in p.relative_to(src).parts):
+                execute(p, set(cfg["tst_flags"].split()), env)
+    run(sys.executable, HERE / "process_nbs.py", cwd=src, **env)
+    if engine == "quarto":
+        run("quarto", "render", "--no-cache", cwd=src / "_proc")
+        made = src / "_proc" / "_docs"
+    else:
+        run(sys.executable, HERE / "to_sphinx.py", src / "_proc", src / "_sphinx", cwd=src)
+        flags = "-q -W --keep-going -j 2 -b html".split()
+        run(sys.executable, "-m", "sphinx", *flags, src / "_sphinx", src / "_html", cwd=src)
+        made = src / "_html"
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.move(made, out)
+    print(f"{engine}: {len(list(out.rglob('*.html')))} pages in {out}")
+
+
+if __name__ == "__main__":
+    main()
