@@ -1,6 +1,7 @@
 """nbdev's own processing of the pages (show_doc, hidden cells, links), without Quarto: fills _proc/."""
 
 import ast
+import warnings
 
 from nbdev import processors
 from nbdev.doclinks import _build_modidx
@@ -12,8 +13,10 @@ needed_for_show_doc = processors._do_eval
 
 def evaluate(cell):
     "nbdev runs every cell with an import in it, the work beside the import included: that work is not needed here."
-    if not needed_for_show_doc(cell):
-        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if not needed_for_show_doc(cell):
+            return False
     exported = cell.directives_.keys() & {"export", "exports", "exporti", "exec_doc"}
     lesson = (
         any(isinstance(t, (ast.Assign, ast.Expr, ast.With)) for t in cell.parsed_()) and "show_doc" not in cell.source

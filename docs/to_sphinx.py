@@ -63,7 +63,8 @@ def api(out, seen):
         name = m[2].strip().lower()
         label = "" if name in seen else f"(api-{name})=\n"
         seen.add(name)
-        return f'<a id="{name}"></a>\n\n{label}{m[1]} {m[2]}' + (f"\n\n[source]({source[1]})" if source else "")
+        anchor = "" if name.isalnum() else f'<a id="{name}"></a>\n\n'  # a plain name is the section's id already
+        return f"{anchor}{label}{m[1]} {m[2]}" + (f"\n\n[source]({source[1]})" if source else "")
 
     return HEAD.sub(head, SOURCE.sub("", text).strip(), count=1)
 
