@@ -77,6 +77,7 @@ def prepare(t) -> None: # A `Setup` with its options settled
     t.context,t.scaler = precision(t.clip, o['amp'])
     seed_all(o['seed'])
     m.bind(task.names)
+    m.trained_on,m.epochs = list(task.names),o['epochs']
     m.to(t.clip.device)
     t.classes = m.classes(task.names)
     t.optimiser = optimisers[o['opt']]([dict(g, base_lr=g['lr']) for g in m.groups(o['lr'], o['warmup'])], o) if m.n_trainable else None

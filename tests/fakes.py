@@ -64,6 +64,9 @@ class Method(nn.Module):
     def groups(self, lr, warmup):
         return [dict(params=list(self.parameters()), lr=lr, warmup=warmup)]
 
+    def text_features(self, classes):
+        return None
+
     def forward(self, x, classes, text=None, image=None):
         f = image if image is not None else self.clip.encode_image(x)
         return SimpleNamespace(logits=f @ self.w[: len(classes)].T, extra={})
