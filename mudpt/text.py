@@ -253,7 +253,8 @@ def names_pass(self:SharedText, cl, lo, hi, paired, ctx, *kv): # Features [G, hi
     "Names lo..hi through all blocks, attending to the shared prefix"
     own = slice(cl.P, cl.P + cl.S)
     x, slot = self.net.token_embedding(cl.ids[lo:hi, own]), cl.slot[lo:hi, own]
-    kv = [t[lo:hi] if paired else t for t in kv]
+    G = max(len(t) for t in kv)  # one context, one per image, or (lockstep) one that became many on the way
+    kv = [t[lo:hi] if paired else t.expand(G, -1, -1, -1) for t in kv]
     G = len(kv[0])
     if paired: x, slot, ctx = x[:, None], slot[:, None], None if ctx is None else ctx[lo:hi, None]
     else: x, slot, ctx = x.expand(G, *x.shape), slot.expand(G, *slot.shape), None if ctx is None else ctx[:, None].expand(-1, hi - lo, -1, -1)
@@ -281,7 +282,7 @@ def names_at_once(self, cl, G, budget=None # Bytes the names may keep for the ba
 
 def finish(self, s): # Features [G, C, E]
     "The names' turn: in chunks, recomputed in the backward pass when there are several"
-    C, n = len(s.cl), self.names_at_once(s.cl, 1 if s.paired else len(s.kv[0]))
+    C, n = len(s.cl), self.names_at_once(s.cl, 1 if s.paired else max(len(t) for t in s.kv))
     again = n < C and torch.is_grad_enabled() and any(t.requires_grad for t in s.kv)
     parts = []
     for lo in range(0, C, n):
