@@ -116,8 +116,9 @@ class Loader:
 def _one(self:Loader, i:int, epoch:int):
     "One transformed image, or the picture alone when its transform must wait for the calling thread"
     im = self.picture(i)
-    if self.loose or not self.train: return im if self.loose else self.transform(im)
-    return self.transform(im, random.Random(f'{self.seed}/{epoch}/{i}'))
+    if self.loose: return im
+    if getattr(self.transform, 'seeded', False): return self.transform(im, random.Random(f'{self.seed}/{epoch}/{i}'))
+    return self.transform(im)
 
 def _stack(self:Loader, idx:list[int], epoch:int, parts:Iterable) -> tuple:
     "A batch from its parts"

@@ -109,18 +109,28 @@ def folder(path, # Has a subfolder for each class, or train/val/test with the cl
     return _build(rows, sorted({c.name for _, c in classes}), f"'{path}'", verify, dict(val=val, test=test, seed=seed),
                   name=name or root.resolve().name, template=template)
 
+# %% ../nbs/20_data.ipynb #53644421
+def _from_json(path:Path, text:str) -> list[tuple[str, dict]]: # (where, row)
+    "Rows of a list of objects, or of CoOp's {train: [[path, label, name], …], …}"
+    try: data = json.loads(text)
+    except json.JSONDecodeError as e: raise BadFile(f"'{path}' is not valid JSON: {e}") from None
+    if isinstance(data, dict):
+        rows = [(f'entry {i} of {p}', r, p) for p, part in data.items() if isinstance(part, list) for i, r in enumerate(part)]
+        odd = [at for at, r, _ in rows if not (isinstance(r, list) and len(r) == 3)]
+        if odd: raise BadFile(f"'{path}', {odd[0]}: expected [path, label, name]")
+        return [(at, dict(path=r[0], label=r[1], name=r[2], split=p)) for at, r, p in rows]
+    if not isinstance(data, list): raise BadFile(f"'{path}' holds neither a list of rows nor {{train: …, val: …, test: …}}")
+    odd = [i for i, r in enumerate(data) if not isinstance(r, dict)]
+    if odd: raise BadFile(f"'{path}', entry {odd[0]}: expected an object with path, name or label, perhaps split")
+    return [(f'entry {i}', r) for i, r in enumerate(data)]
+
 # %% ../nbs/20_data.ipynb #fc4384ab
 def _records(path:Path) -> list[tuple[str, dict]]: # (where, row)
     "Rows of a CSV, TSV or JSON file, with lower-case keys"
     try: text = path.read_text(encoding='utf-8-sig')
     except FileNotFoundError: raise BadInput(f"no list at '{path}': check the path") from None
     except (UnicodeDecodeError, IsADirectoryError) as e: raise BadFile(f"'{path}' is not a text file in UTF-8 ({e}): save it as UTF-8") from None
-    if path.suffix.lower() == '.json':
-        try: data = json.loads(text)
-        except json.JSONDecodeError as e: raise BadFile(f"'{path}' is not valid JSON: {e}") from None
-        if isinstance(data, dict): # CoOp's own form: {train: [[path, label, name], …], …}
-            data = [dict(zip(('path', 'label', 'name'), r, strict=True), split=p) for p, part in data.items() for r in part]
-        rows = [(f'entry {i}', r) for i, r in enumerate(data)]
+    if path.suffix.lower() == '.json': rows = _from_json(path, text)
     else:
         reader = csv.DictReader(text.splitlines(), delimiter='\t' if path.suffix.lower() == '.tsv' else ',')
         rows = [(f'line {reader.line_num}', r) for r in reader]

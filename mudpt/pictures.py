@@ -40,7 +40,7 @@ def as_rgb(im:Image.Image # Any mode; of an animation the first frame is taken
     with suppress(Exception): im = ImageOps.exif_transpose(im) # a damaged note about the camera is no reason to lose the photo
     if im.mode[0] in 'IF': im = _to_8bit(im)
     if im.has_transparency_data:
-        im = im.convert('RGBA')
+        im = (im.convert('LA') if im.mode == 'La' else im).convert('RGBA')
         im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
     return im.convert('RGB')
 
@@ -79,7 +79,7 @@ def threads() -> int:
     return min(32, have)
 
 def _glance(im:Image.Image) -> None:
-    im.draft('RGB', (im.width // 8, im.height // 8)); im.load()
+    im.draft('RGB', (max(1, im.width // 8), max(1, im.height // 8))); im.load()
 
 def trouble(source) -> str: # Empty when all is well
     "Why a source cannot be opened, if it cannot"
