@@ -43,4 +43,4 @@ hooks:  ## Clean notebooks on save and merge them cell by cell (nbdev's Jupyter 
 	@PATH="$(abspath $(BIN)):$$PATH" nbdev_install_hooks
 
 clean:  ## Remove builds and caches (not the environment)
-	rm -rf build dist _docs _proc *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf build dist _docs _proc *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -9,6 +9,7 @@ One path up to the last step, so that a check without Quarto sees what a Quarto 
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -41,9 +42,14 @@ def copy_sources(src, cfg):
     for name in ("nbs", cfg["lib_path"]):
         shutil.copytree(ROOT / name, src / name, symlinks=True, ignore=junk)
     shutil.copy(ROOT / "settings.ini", src)
-    # index.ipynb stands at the top of the repository but among the pages of the site
-    text = (ROOT / "index.ipynb").read_text(encoding="utf-8").replace("](nbs/", "](")
-    (src / "index.ipynb").write_text(text.replace("](LICENSE", f"]({cfg['git_url']}/blob/{cfg['branch']}/LICENSE"))
+    text = (ROOT / "index.ipynb").read_text(encoding="utf-8")
+    (src / "index.ipynb").write_text(from_site(text, f"{cfg['git_url']}/blob/{cfg['branch']}"), encoding="utf-8")
+
+
+def from_site(text, repository):
+    "index.ipynb stands at the top of the repository but among the pages of the site: its links move with it."
+    files = "|".join(re.escape(p.name) for p in ROOT.iterdir() if p.is_file())
+    return re.sub(rf"\]\(({files})\)", rf"]({repository}/\1)", text.replace("](nbs/", "]("))
 
 
 def skipped(cell, flags):
