@@ -13,7 +13,8 @@ from itertools import islice
 
 import torch
 
-from .batches import Still, loader
+from .batches import Augment, Still, loader
+from .cache import features
 from .core import BadInput, MudptError, seed_all
 from .listen import Bar, Log, Peak, plain
 from .steps import batch_loss, check_images, check_options, lr_at, move, optimisers, options, precision
@@ -83,11 +84,10 @@ def prepare(t) -> None: # A `Setup` with its options settled
     t.optimiser = optimisers[o['opt']]([dict(g, base_lr=g['lr']) for g in m.groups(o['lr'], o['warmup'])], o) if m.n_trainable else None
     t.look = 1 if torch.device(t.clip.device).type == 'cpu' else 16 # steps between looks at the losses
     if not o['augment'] and not m.prompts_image:
-        from mudpt.cache import features
-        t.batches = Stored(features(t.clip, task.train), [y for _,y in task.train], o['bs'], o['seed'])
+        t.batches = Stored(features(t.clip, task.train, store=False), [y for _,y in task.train], o['bs'], o['seed'])
         t.forward = lambda f: m(None, t.classes, image=f)
     else:
-        transform = t.clip.train_transform if o['augment'] else Still(t.clip.test_transform)
+        transform = Augment(t.clip.image_size, t.clip.mean, t.clip.std) if o['augment'] else Still(t.clip.test_transform)
         t.batches = loader(task.train, transform, o['bs'], train=True, seed=o['seed'], workers=t.workers)
         t.forward = lambda x: m(x, t.classes)
     t.buffer = torch.zeros(len(t.batches), device=t.clip.device) # losses of one epoch

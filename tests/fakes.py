@@ -22,7 +22,7 @@ def to_tensor(im):
 def clip(device="cpu"):
     return SimpleNamespace(
         name="fake", pretrained="none", digest="f" * 16, device=torch.device(device), precision="fp32", embed_dim=12,
-        train_transform=to_tensor, test_transform=to_tensor, autocast=nullcontext,
+        image_size=4, mean=(0, 0, 0), std=(1, 1, 1), test_transform=to_tensor, autocast=nullcontext,
         encode_image=lambda x: F.adaptive_avg_pool2d(x, 2).flatten(1),
     )  # fmt: skip
 
