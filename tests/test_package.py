@@ -101,10 +101,11 @@ def test_installed_wheel_compares_methods(home):
     assert "ZeroShot" in out and "CoOp" in out
 
 
-@pytest.mark.parametrize("module", ["mudpt", "mudpt.cli"])
-def test_import_is_light(module):
-    code = f"import sys, {module}; print(*sys.modules)"
+@pytest.mark.parametrize("statement", ["from mudpt import *", "import mudpt.cli"])
+def test_import_is_light(statement):
+    code = f"import sys\n{statement}\nprint(*sys.modules)"
     loaded = {m.split(".")[0] for m in call(sys.executable, "-c", code, cwd="/").split()}
+    assert "mudpt" in loaded
     assert not loaded & {"ipywidgets", "anywidget", "captum", "plotly", "ray", "nbdev", "fastcore", "matplotlib"}
 
 
