@@ -26,7 +26,8 @@ COMPARE = "compare --methods ZeroShot,CoOp --epochs 1 --seeds 1".split()
 def call(*args, **kw):
     run = subprocess.run(list(map(str, args)), capture_output=True, text=True, **kw)
     if run.returncode:
-        pytest.fail(f"{' '.join(map(str, args))} ended with {run.returncode}:\n{(run.stdout + run.stderr)[-4000:]}", pytrace=False)
+        said = (run.stdout + run.stderr)[-4000:]
+        pytest.fail(f"{' '.join(map(str, args))} ended with {run.returncode}:\n{said}", pytrace=False)
     return run.stdout
 
 
