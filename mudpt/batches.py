@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from .core import BadInput
-from .pictures import open_image, strip, threads
+from .pictures import open_image, threads
 
 # %% ../nbs/20b_batches.ipynb #27f11f53
 def to_tensor(im:Image.Image, mean, std) -> torch.Tensor: # [3,H,W] float32
@@ -129,20 +129,22 @@ def _stack(self:Loader, idx:list[int], epoch:int, parts:Iterable) -> tuple:
     xy = torch.stack(list(parts)), torch.tensor([self.items[i][1] for i in idx])
     return tuple(t.pin_memory() for t in xy) if torch.cuda.is_available() else xy
 
-# %% ../nbs/20b_batches.ipynb #c95e0518
+# %% ../nbs/20b_batches.ipynb #64458cc2
 def _epoch(self:Loader):
     "One pass: items are fetched in threads, batches come in order"
-    epoch, order, waiting = self.epoch, self.order(self.epoch), deque()
+    epoch, order = self.epoch, self.order(self.epoch)
+    waiting:deque = deque()
     self.epoch += 1
     pool = ThreadPoolExecutor(self.workers, 'mudpt-load')
+    def later(idx, parts): return self._stack(idx, epoch, (p.result() for p in parts))
     def ready():
         idx, parts, batch = waiting.popleft()
-        return batch.result() if batch else self._stack(idx, epoch, (p.result() for p in parts))
+        return batch.result() if batch else later(idx, parts)
     try:
         for b in range(len(self)):
             idx = order[b * self.bs:(b + 1) * self.bs]
             parts = [pool.submit(self._one, i, epoch) for i in idx]
-            batch = None if self.loose else pool.submit(lambda i, ps: self._stack(i, epoch, (p.result() for p in ps)), idx, parts)
+            batch = None if self.loose else pool.submit(later, idx, parts)
             waiting.append((idx, parts, batch))
             if len(waiting) > self.ahead: yield ready()
         while waiting: yield ready()

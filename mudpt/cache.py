@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .batches import loader
-from .core import BadInput, digest, seed_all, write_whole
+from .core import BadInput, digest, write_whole
 from .pictures import source_key
 
 # %% ../nbs/21_cache.ipynb #14d9d121
@@ -48,7 +48,8 @@ def _load(path:Path, n:int) -> torch.Tensor|None: # [N,E]
     if not path.exists(): return None
     try:
         with safe_open(path, framework='pt') as f: x = f.get_tensor('image')
-        if x.ndim != 2 or len(x) != n or not x.isfinite().all(): raise ValueError(f"holds {tuple(x.shape)}, expected {n} finite rows")
+        if x.ndim != 2 or len(x) != n or not x.isfinite().all():
+            raise ValueError(f"holds {tuple(x.shape)}, expected {n} finite rows")
         return x
     except (SafetensorError, OSError, ValueError) as e:
         warnings.warn(f"cached features in '{path}' are damaged ({e}): they are computed again", stacklevel=3)
@@ -74,9 +75,11 @@ def features(clip, # A `Clip`
     if not items: raise BadInput("no images to encode: this part of the task is empty")
     if store is False: return _encode(clip, items, transform, bs, workers)
     k = key(clip, [s for s, _ in items], transform)
-    path = Path(cache_dir() if store in (None, True) else store) / 'features' / f'{digest(json.dumps(k, sort_keys=True))}.safetensors'
+    root = cache_dir() if store in (None, True) else Path(store)
+    path = root / 'features' / f'{digest(json.dumps(k, sort_keys=True))}.safetensors'
     if (x := _load(path, len(items))) is not None: return x
     x = _encode(clip, items, transform, bs, workers)
     try: write_whole(path, lambda tmp: save_file({'image': x}, tmp, metadata={'mudpt': json.dumps(k)}))
-    except OSError as e: warnings.warn(f"features cannot be kept in '{path.parent}' ({e}): set MUDPT_CACHE or pass store=", stacklevel=2)
+    except OSError as e:
+        warnings.warn(f"features cannot be kept in '{path.parent}' ({e}): set MUDPT_CACHE or pass store=", stacklevel=2)
     return x

@@ -13,10 +13,10 @@ import random
 import warnings
 from pathlib import Path
 
-from .batches import Augment, Loader, Still, loader
+from .batches import Augment, Loader, Still, loader # noqa: F401
 from .core import BadFile, BadInput
-from .pictures import open_image, unreadable
-from .task import Task, by_class, clean, few_shot
+from .pictures import open_image, unreadable # noqa: F401
+from .task import Task, by_class, clean, few_shot # noqa: F401
 
 # %% ../nbs/20_data.ipynb #d8060d31
 _all_ = ['Task', 'Augment', 'Still', 'Loader', 'loader', 'open_image', 'few_shot', 'clean', 'by_class']
@@ -30,13 +30,15 @@ def deal(items:list, # `(source, label)`
     "Split items class by class"
     if not (0 <= val and 0 <= test and val + test < 1):
         raise BadInput(f"val={val} and test={test} leave nothing to train on: shares must be 0 or more and add up to less than 1")
-    rng, part = random.Random(seed), {}
+    rng = random.Random(seed)
+    part:dict[int, int] = {}
     for group in by_class([(i, y) for i, (_, y) in enumerate(items)]).values():
         n = len(group)
         n_test = min(max(1, round(test * n)), n - 1) if test else 0
         n_val = min(round(val * n), n - n_test - 1)
         for k, (i, _) in enumerate(rng.sample(group, n)): part[i] = 2 if k < n_test else 1 if k < n_test + n_val else 0
-    return tuple([item for i, item in enumerate(items) if part[i] == p] for p in range(3))
+    train, val_items, test_items = ([item for i, item in enumerate(items) if part[i] == p] for p in range(3))
+    return train, val_items, test_items
 
 # %% ../nbs/20_data.ipynb #4d605445
 PARTS = dict(train='train', training='train', val='val', valid='val', validation='val', test='test', testing='test')
@@ -49,7 +51,8 @@ def _sound(rows:list, verify:bool, where:str) -> tuple[list, list]: # rows that 
     if rows and not good: raise BadInput(f"none of the {len(rows)} images of {where} can be read; the first: {skipped[0][1]}")
     if skipped:
         few = '; '.join(why for _, why in skipped[:5]) + ('; …' if len(skipped) > 5 else '')
-        warnings.warn(f"{len(skipped)} of {len(rows)} images of {where} are left out (all in task.skipped): {few}", stacklevel=4)
+        warnings.warn(f"{len(skipped)} of {len(rows)} images of {where} are left out (all in task.skipped): {few}",
+                      stacklevel=4)
     return good, skipped
 
 # %% ../nbs/20_data.ipynb #f8e42ccf
@@ -58,17 +61,20 @@ def _build(rows:list, # (path, class, part or None)
            where:str, verify:bool, shares:dict, **task) -> Task:
     "A task from rows"
     names = list(names or sorted({c for _, c, _ in rows}))
-    if len(names) < 2: raise BadInput(f"{where} has {len(names)} class{f' ({names[0]!r})' if names else ''}: a task needs two or more")
+    if len(names) < 2:
+        only = f' ({names[0]!r})' if names else ''
+        raise BadInput(f"{where} has {len(names)} class{only}: a task needs two or more")
     rows, skipped = _sound(rows, verify, where)
     left = {c for _, c, _ in rows}
     gone = [n for n in names if n not in left]
     if gone: raise BadInput(f"class '{gone[0]}' of {where} has no image{' that can be read' if skipped else ''} "
-                            f"({len(gone)} such classes): fill it or take it out")
+                            f"({len(gone)} such): fill the folder or take it out")
     items = [(str(f), names.index(c)) for f, c, _ in rows]
     if all(p is None for _, _, p in rows):
         lone = [names[y] for y, g in by_class(items).items() if len(g) < 2]
-        if lone and shares['test']: raise BadInput(f"class '{lone[0]}' of {where} has one image ({len(lone)} such classes): "
-                                                   "it needs two, one to train and one to test; or pass test=0")
+        if lone and shares['test']:
+            raise BadInput(f"class '{lone[0]}' of {where} has one image ({len(lone)} such classes): it needs two, "
+                           "one to train and one to test; or pass test=0")
         train, val, test = deal(items, **shares)
     else:
         train, val, test = ([i for i, r in zip(items, rows, strict=True) if r[2] == p] for p in ('train', 'val', 'test'))
@@ -97,14 +103,16 @@ def folder(path, # Has a subfolder for each class, or train/val/test with the cl
           ) -> Task:
     "A task from a folder of your own images"
     root = Path(path)
-    if not root.is_dir(): raise BadInput(f"no folder at '{path}'{': it is a file, use `listing`' if root.exists() else ''}: check the path")
+    if not root.is_dir():
+        raise BadInput(f"no folder at '{path}': " + ('it is a file, use `listing`' if root.exists() else 'check the path'))
     tops = _dirs(root)
+    parts:list[tuple] = [(None, root)]
     if tops and all(d.name.lower() in PARTS for d in tops): parts = [(PARTS[d.name.lower()], d) for d in tops]
-    else: parts = [(None, root)]
-    if [p for p, _ in parts] == ['train']: parts = [(None, parts[0][1])]
+    if [p for p, _ in parts] == ['train']: parts = [(None, tops[0])]
     classes = [(p, c) for p, d in parts for c in _dirs(d)]
     if not classes:
-        raise BadInput(f"'{path}' has {len(_files(root))} files and no class folders: put the images of each class into a folder with its name")
+        raise BadInput(f"'{path}' has {len(_files(root))} files and no class folders: "
+                       "put the images of each class into a folder with its name")
     rows = [(str(f), c.name, p) for p, c in classes for f in _files(c)]
     return _build(rows, sorted({c.name for _, c in classes}), f"'{path}'", verify, dict(val=val, test=test, seed=seed),
                   name=name or root.resolve().name, template=template)
@@ -119,9 +127,10 @@ def _from_json(path:Path, text:str) -> list[tuple[str, dict]]: # (where, row)
         odd = [at for at, r, _ in rows if not (isinstance(r, list) and len(r) == 3)]
         if odd: raise BadFile(f"'{path}', {odd[0]}: expected [path, label, name]")
         return [(at, dict(path=r[0], label=r[1], name=r[2], split=p)) for at, r, p in rows]
-    if not isinstance(data, list): raise BadFile(f"'{path}' holds neither a list of rows nor {{train: …, val: …, test: …}}")
-    odd = [i for i, r in enumerate(data) if not isinstance(r, dict)]
-    if odd: raise BadFile(f"'{path}', entry {odd[0]}: expected an object with path, name or label, perhaps split")
+    if not isinstance(data, list):
+        raise BadFile(f"'{path}' holds neither a list of rows nor {{train: …, val: …, test: …}}")
+    wrong = [i for i, r in enumerate(data) if not isinstance(r, dict)]
+    if wrong: raise BadFile(f"'{path}', entry {wrong[0]}: expected an object with path, name or label, perhaps split")
     return [(f'entry {i}', r) for i, r in enumerate(data)]
 
 # %% ../nbs/20_data.ipynb #fc4384ab
@@ -129,36 +138,52 @@ def _records(path:Path) -> list[tuple[str, dict]]: # (where, row)
     "Rows of a CSV, TSV or JSON file, with lower-case keys"
     try: text = path.read_text(encoding='utf-8-sig')
     except FileNotFoundError: raise BadInput(f"no list at '{path}': check the path") from None
-    except (UnicodeDecodeError, IsADirectoryError) as e: raise BadFile(f"'{path}' is not a text file in UTF-8 ({e}): save it as UTF-8") from None
+    except (UnicodeDecodeError, IsADirectoryError) as e:
+        raise BadFile(f"'{path}' is not a text file in UTF-8 ({e}): save it as UTF-8") from None
     if path.suffix.lower() == '.json': rows = _from_json(path, text)
     else:
         reader = csv.DictReader(text.splitlines(), delimiter='\t' if path.suffix.lower() == '.tsv' else ',')
         rows = [(f'line {reader.line_num}', r) for r in reader]
     return [(at, {str(k).strip().lower(): v.strip() if isinstance(v, str) else v for k, v in r.items()}) for at, r in rows]
 
-# %% ../nbs/20_data.ipynb #0f68f573
-def _classes(rows:list, where:str, names:list|None) -> list: # The class of each row, and the order of classes if the list gives one
+# %% ../nbs/20_data.ipynb #44db709d
+def _classes(rows:list, where:str, names:list|None) -> tuple[list, list|None]: # class of each row, order of classes
     "What each row is of, from a column `name`, or `label` in words, or `label` in numbers with names given"
     if all('name' in r or 'class' in r for _, r in rows):
         named = [r.get('name') or r.get('class') for _, r in rows]
         if names is None and all(str(r.get('label', '')).isdigit() for _, r in rows): names = _ordered(rows, named, where)
         return named, names
     labels = [str(r.get('label', '')) for _, r in rows]
-    if not all(l.isdigit() for l in labels): return labels, names
-    if names is None: raise BadInput(f"the labels of {where} are numbers: CLIP reads words, so add a column `name` or pass names=[…]")
+    if not all(y.isdigit() for y in labels): return labels, names
+    if names is None:
+        raise BadInput(f"the labels of {where} are numbers: CLIP reads words, so add a column `name` or pass names=[…]")
     high = max(map(int, labels))
-    if high >= len(names): raise BadInput(f"label {high} of {where} has no name: {len(names)} were given (labels 0 to {len(names) - 1})")
-    return [names[int(l)] for l in labels], names
+    if high >= len(names):
+        raise BadInput(f"label {high} of {where} has no name: {len(names)} were given (labels 0 to {len(names) - 1})")
+    return [names[int(y)] for y in labels], names
 
 # %% ../nbs/20_data.ipynb #da467a5e
 def _ordered(rows:list, named:list, where:str) -> list: # Names in the order of their numbers
     "Names sorted by the labels beside them; a label with two names is a mistake in the list"
-    by, back = {}, {}
+    by:dict[int, str] = {}
+    back:dict[str, int] = {}
     for (at, r), n in zip(rows, named, strict=True):
         y = int(r['label'])
-        if by.setdefault(y, n) != n: raise BadInput(f"{where}, {at}: label {y} is '{n}' here and '{by[y]}' before: give each name its own label")
-        if back.setdefault(n, y) != y: raise BadInput(f"{where}, {at}: '{n}' has label {y} here and {back[n]} before: give each name one label")
+        if by.setdefault(y, n) != n:
+            raise BadInput(f"{where}, {at}: label {y} is '{n}' here and '{by[y]}' before: give each name its own label")
+        if back.setdefault(n, y) != y:
+            raise BadInput(f"{where}, {at}: '{n}' has label {y} here and {back[n]} before: give each name one label")
     return [by[y] for y in sorted(by)]
+
+# %% ../nbs/20_data.ipynb #76c053cb
+def _row(at:str, r:dict) -> None:
+    "Refuse a row without a path, a class or a known part"
+    if not r.get('path'):
+        raise BadInput(f"{at}: no path; columns are {', '.join(r)}; needed: path, name or label, perhaps split")
+    if not any(str(r.get(k, '')).strip() for k in ('name', 'class', 'label')):
+        raise BadInput(f"{at}: no class: fill `name` or `label`")
+    if 'split' in r and str(r['split']).lower() not in PARTS:
+        raise BadInput(f"{at}: split '{r['split']}': use train, val or test, or leave the column out")
 
 # %% ../nbs/20_data.ipynb #507c571d
 def listing(path, # A .csv, .tsv or .json file
@@ -172,15 +197,12 @@ def listing(path, # A .csv, .tsv or .json file
     "A task from a list of images"
     path = Path(path); where = f"'{path}'"; rows = _records(path)
     if not rows: raise BadInput(f"{where} has no rows: it needs a header (path,name,split) and a line for each image")
-    for at, r in rows:
-        if not r.get('path'): raise BadInput(f"{where}, {at}: no path; columns are {', '.join(r)}; needed: path, name or label, perhaps split")
-        if not any(str(r.get(k) or '').strip() for k in ('name', 'class', 'label')): raise BadInput(f"{where}, {at}: no class: fill `name` or `label`")
-        if 'split' in r and str(r['split']).lower() not in PARTS:
-            raise BadInput(f"{where}, {at}: split '{r['split']}': use train, val or test, or leave the column out")
+    for at, r in rows: _row(f'{where}, {at}', r)
     classes, names = _classes(rows, where, names)
     strange = sorted(set(classes) - set(names or classes))
-    if strange: raise BadInput(f"class '{strange[0]}' of {where} is not among the names given: {', '.join(names[:8])}")
+    if strange: raise BadInput(f"class '{strange[0]}' of {where} is not among the names given: {', '.join(names or [])}")
     base = Path(root) if root else path.parent
-    rows = [(str(base/r['path']), c, PARTS[str(r['split']).lower()] if 'split' in r else None)
-            for (_, r), c in zip(rows, classes, strict=True)]
-    return _build(rows, names, where, verify, dict(val=val, test=test, seed=seed), name=name or path.stem, template=template)
+    files = [(str(base/r['path']), c, PARTS[str(r['split']).lower()] if 'split' in r else None)
+             for (_, r), c in zip(rows, classes, strict=True)]
+    return _build(files, names, where, verify, dict(val=val, test=test, seed=seed),
+                  name=name or path.stem, template=template)

@@ -15,7 +15,7 @@ import torch
 
 from .batches import loader
 from .cache import features
-from .core import BadInput, MudptError, seed_all
+from .core import BadInput, MudptError
 from .task import Task
 
 # %% ../nbs/23_judge.ipynb #a9973667
@@ -75,7 +75,9 @@ class Tally:
 
     def scores(self, note:str='') -> Scores:
         "What was counted"
-        if self.bad: raise MudptError(f"{int(self.bad)} images have logits that are not finite: the prompts have diverged (lower lr) or overflow (use precision 'bf16' or 'fp32')")
+        if self.bad:
+            raise MudptError(f"{int(self.bad)} images have logits that are not finite: the prompts have diverged "
+                             "(lower lr) or overflow (use precision 'bf16' or 'fp32')")
         if not self.confusion.any(): raise BadInput("no images to judge: this part of the task is empty")
         return Scores(self.names, self.confusion.cpu(), self.bins.cpu(), note)
 
@@ -91,7 +93,8 @@ def _diagram(bins:torch.Tensor, edge:int=90) -> str: # SVG
     "Share of right answers at each level of confidence"
     w, bars = edge / BINS, ''
     for i, (n, _, right) in enumerate(bins.tolist()):
-        if n: bars += f'<rect x="{i*w:.1f}" y="{edge*(1-right/n):.1f}" width="{w-1:.1f}" height="{edge*right/n:.1f}" fill="#4c78a8"/>'
+        if n: bars += (f'<rect x="{i*w:.1f}" y="{edge*(1-right/n):.1f}" width="{w-1:.1f}" '
+                       f'height="{edge*right/n:.1f}" fill="#4c78a8"/>')
     return (f'<svg width="{edge}" height="{edge}" role="img" aria-label="calibration" style="border:1px solid #999">{bars}'
             f'<line x1="0" y1="{edge}" x2="{edge}" y2="0" stroke="#e45756"/></svg>')
 
@@ -140,7 +143,8 @@ def score(method, # A `Prompts`
         text = method.text_features(classes) if method.order in ('apart', 'text first') else None
         for x, f, y in batches:
             x, f = (None if t is None else t.to(clip.device, non_blocking=True) for t in (x, f))
-            tally.add((method(x, classes, text=text) if f is None else method(None, classes, text=text, image=f)).logits, y)
+            out = method(x, classes, text=text) if f is None else method(None, classes, text=text, image=f)
+            tally.add(out.logits, y)
             done += len(y)
             if tell: tell(done, len(items))
     return tally.scores(f'logits depend on batch-mates (batches of {bs})' if method.batch_dependent else '')
@@ -186,13 +190,14 @@ class Report:
 # %% ../nbs/23_judge.ipynb #6212f42b
 def _table(self:Report) -> str: # HTML
     "One row a set; what could not be had is n/a, with the reason beneath"
-    cells = lambda s: [f'{v:.1f}' for v in (s.accuracy, s.macro_f1, s.ece)] + [str(s.n)] if s else ['n/a'] * 4
-    row = lambda tag, r: '<tr>' + ''.join(f'<{tag}>{escape(str(c))}</{tag}>' for c in r) + '</tr>'
+    def told(v): return 'n/a' if v is None else f'{v:.1f}'
+    def row(tag, r): return '<tr>' + ''.join(f'<{tag}>{escape(str(c))}</{tag}>' for c in r) + '</tr>'
+    def cells(s): return [told(v) for v in (s.accuracy, s.macro_f1, s.ece)] + [s.n] if s else ['n/a'] * 4
     rows = [row('td', [k, *cells(s)]) for k, s in self.scores.items()]
-    if 'base' in self.scores: rows.append(row('td', ['H', f'{self.H:.1f}' if self.H is not None else 'n/a', '', '', '']))
-    elif len(self.scores) > 1: rows.append(row('td', ['mean', f'{self.mean:.1f}' if self.mean is not None else 'n/a', '', '', '']))
-    notes = ''.join(f'<li>{escape(n)}</li>' for n in self.notes)
-    return f'<table>{row("th", [self.method, "accuracy", "macro-F1", "ECE", "images"])}{"".join(rows)}</table><ul>{notes}</ul>'
+    if 'base' in self.scores: rows.append(row('td', ['H', told(self.H), '', '', '']))
+    elif len(self.scores) > 1: rows.append(row('td', ['mean', told(self.mean), '', '', '']))
+    notes = '<br>'.join(map(escape, self.notes))
+    return f'<table>{row("th", [self.method, "accuracy", "macro-F1", "ECE", "images"])}{"".join(rows)}</table>{notes}'
 
 def _line(self:Report) -> str:
     shown = {k: v for k, v in self.as_dict().items() if not k.endswith(('_macro_f1', '_ece'))}
@@ -207,22 +212,24 @@ def _score_sets(method, sets:dict, known:list|None, **kw) -> Report: # sets: {na
     for k, (items, names) in sets.items():
         refused = method.class_specific and known is not None and list(names) != list(known)
         scores[k] = None if refused else score(method, items, names, **kw)
-        if refused: notes.append(f'{k}: n/a, {method.name} is bound to the {len(known)} classes it was trained on')
+        if refused: notes.append(f'{k}: n/a, {method.name} is bound to the {len(known or [])} classes it was trained on')
     notes += sorted({s.note for s in scores.values() if s and s.note})
     return Report(method.name, scores, notes)
 
 # %% ../nbs/23_judge.ipynb #cb3058c9
 def judge(method, # A `Prompts`
           task:Task, # Its test images are judged
-          halves:bool|None=None, # Base and new apart; None: unless the task is a half, or the method was trained on all its classes
+          halves:bool|None=None, # Base and new apart; None: unless the task is a half, or was trained on as a whole
           **kw # For `score`: bs, store, workers, tell
          ) -> Report:
     "Base, new and their harmonic mean, or the accuracy over all classes"
     trained = getattr(method, 'trained_on', None)
-    if halves is None: halves = not task.half and len(task.names) > 1 and (trained is None or list(trained) != task.names)
+    whole = task.half or len(task.names) < 2 or (trained is not None and list(trained) == task.names)
+    if halves is None: halves = not whole
     if not halves: return _score_sets(method, {'all': (task.test, task.names)}, trained, **kw)
     base, new = task.base, task.new
-    return _score_sets(method, dict(base=(base.test, base.names), new=(new.test, new.names)), trained or base.names, **kw)
+    sets = dict(base=(base.test, base.names), new=(new.test, new.names))
+    return _score_sets(method, sets, trained or base.names, **kw)
 
 # %% ../nbs/23_judge.ipynb #6f6f7e58
 def judge_on(method, # A `Prompts`

@@ -56,8 +56,10 @@ def _read(path, look:Callable):
     "`look(image)` on an opened file; whatever goes wrong is told in one sentence"
     try:
         with Image.open(path, formats=_formats()) as im: return look(im)
-    except FileNotFoundError: raise BadInput(f"no image at '{path}': check the path, or the folder it is relative to") from None
-    except IsADirectoryError: raise BadInput(f"'{path}' is a folder, not an image: use `folder` for a folder of classes") from None
+    except FileNotFoundError:
+        raise BadInput(f"no image at '{path}': check the path, or the folder it is relative to") from None
+    except IsADirectoryError:
+        raise BadInput(f"'{path}' is a folder, not an image: use `folder` for a folder of classes") from None
     except PermissionError: raise BadInput(f"'{path}' may not be read: check its permissions") from None
     except Exception as e:
         what = 'is empty' if not os.path.getsize(path) else f'cannot be read as an image ({type(e).__name__}: {e})'
@@ -70,7 +72,8 @@ def open_image(source # A path, a PIL image, or an object with `.image()`
     if isinstance(source, Image.Image): return as_rgb(source)
     if isinstance(source, (str, os.PathLike)): return _read(source, as_rgb)
     if callable(getattr(source, 'image', None)): return as_rgb(source.image())
-    raise BadInput(f"cannot open a {type(source).__name__} as an image: give a path, a PIL image, or an object with .image()")
+    raise BadInput(f"cannot open a {type(source).__name__} as an image: "
+                   "give a path, a PIL image, or an object with .image()")
 
 # %% ../nbs/20a_pictures.ipynb #66f2e5ce
 def threads() -> int:
@@ -120,8 +123,9 @@ def strip(sources:Iterable, # What to show
     "A row of thumbnails"
     def fig(s, t):
         b = io.BytesIO(); ImageOps.pad(open_image(s), (edge, edge), color='white').save(b, 'jpeg', quality=80)
+        data = base64.b64encode(b.getvalue()).decode()
         return ("<figure style='display:inline-block;margin:2px 6px;text-align:center;font-size:11px'>"
-                f"<img width={edge} height={edge} alt='{escape(t)}' src='data:image/jpeg;base64,{base64.b64encode(b.getvalue()).decode()}'>"
+                f"<img width={edge} height={edge} alt='{escape(t)}' src='data:image/jpeg;base64,{data}'>"
                 f"<figcaption>{escape(t)}</figcaption></figure>")
     sources, titles = list(sources), [str(t) for t in titles]
     return '<div>' + ''.join(map(fig, sources, titles + [''] * (len(sources) - len(titles)))) + '</div>'

@@ -24,7 +24,7 @@ def clean(name:str) -> str:
 def by_class(items:list # `(source, label)`
             ) -> dict[int, list]: # label: its items
     "Items under their label, labels in order of first appearance"
-    groups = {}
+    groups:dict[int, list] = {}
     for item in items: groups.setdefault(item[1], []).append(item)
     return groups
 
@@ -59,7 +59,8 @@ def _items(self:Task, part:str) -> list:
     items, C = [(s, int(y)) for s, y in getattr(self, part)], len(self.names)
     for s, y in items:
         if not 0 <= y < C:
-            raise BadInput(f"{self.name}: {part} has label {y} ({source_key(s)}), but {C} names were given: labels go from 0 to {C - 1}")
+            raise BadInput(f"{self.name}: {part} has label {y} ({source_key(s)}), "
+                           f"but {C} names were given: labels go from 0 to {C - 1}")
     return items
 
 Task._items = _items
@@ -78,8 +79,8 @@ def few_shot(task:Task, # All images
     groups = by_class(task.train)
     poor = [y for y, g in groups.items() if len(g) < shots]
     if poor and strict:
-        raise BadInput(f"class '{task.names[poor[0]]}' has {len(groups[poor[0]])} training images, fewer than {shots} shots "
-                       f"({len(poor)} such classes): ask for fewer shots, or pass strict=False to take all it has")
+        raise BadInput(f"class '{task.names[poor[0]]}' has {len(groups[poor[0]])} training images, fewer than "
+                       f"{shots} shots ({len(poor)} such classes): ask for fewer shots, or pass strict=False to take all")
     rng = random.Random(seed)
     def draw(items, k): return [i for g in by_class(items).values() for i in (rng.sample(g, k) if len(g) >= k else g)]
     train = draw(task.train, shots)
@@ -112,14 +113,15 @@ Task.fingerprint = property(_fingerprint)
 # %% ../nbs/20c_task.ipynb #da377511
 def check(self:Task) -> list[str]: # One sentence for each doubt
     "Things that are allowed and seldom meant"
-    has = {p: Counter(y for _, y in getattr(self, p)) for p in ('train', 'val', 'test')}
-    def told(ys, what): return [f"{what}: {', '.join(self.names[y] for y in ys[:5])}" + ', …' * (len(ys) > 5)] if ys else []
-    C, doubts = range(len(self.names)), []
-    if self.skipped: doubts.append(f"{len(self.skipped)} images could not be read and are left out (task.skipped tells which)")
-    if has['train']: doubts += told([y for y in C if y not in has['train']], 'classes without a training image')
-    if has['test']: doubts += told([y for y in C if y not in has['test']], 'classes without a test image')
-    seen = {s if isinstance(s, (str, Path)) else source_key(s) for s, _ in self.train}
-    both = sum((s if isinstance(s, (str, Path)) else source_key(s)) in seen for s, _ in self.test)
+    doubts = []
+    if self.skipped: doubts.append(f"{len(self.skipped)} images could not be read (task.skipped tells which)")
+    for part, what in (('train', 'a training'), ('test', 'a test')):
+        have = {y for _, y in getattr(self, part)}
+        none = [n for y, n in enumerate(self.names) if have and y not in have]
+        if none: doubts.append(f"classes without {what} image: {', '.join(none[:5])}" + ', …' * (len(none) > 5))
+    def same(s): return str(s) if isinstance(s, (str, Path)) else source_key(s)
+    learned = {same(s) for s, _ in self.train}
+    both = sum(same(s) in learned for s, _ in self.test)
     if both: doubts.append(f"{both} test images are also training images")
     return doubts
 
@@ -141,9 +143,9 @@ def _html(self:Task, n:int=8 # Pictures shown, one a class
     rows = ''.join(row(p, len(getattr(self, p)), span(getattr(self, p))) for p in ('train', 'val', 'test'))
     groups = sorted(by_class(self.test or self.train or self.val).items())
     groups = groups[::max(1, len(groups) // n)][:n]
-    doubts = ''.join(f'<li>{escape(d)}</li>' for d in self.check())
+    doubts = ''.join(f'<div>⚠ {escape(d)}</div>' for d in self.check())
     what = escape(repr(self).split(', ', 1)[1][:-1])
-    return (f'<b>{escape(self.name)}</b> {what}<table>{row("part", "images", "a class")}{rows}</table><ul>{doubts}</ul>'
+    return (f'<b>{escape(self.name)}</b> {what}<table>{row("part", "images", "a class")}{rows}</table>{doubts}'
             + strip([g[0][0] for _, g in groups], [self.names[y] for y, _ in groups]))
 
 Task.__repr__, Task._repr_html_ = _repr, _html
