@@ -18,7 +18,7 @@ demo:  ## Compare the prompt-tuning methods on emoji: offline, on a CPU, in minu
 
 test:  ## Lint, check that library and notebooks agree, run every test and every notebook
 	@$(PYTHON) ci/env.py $(VENV) dev
-	@PATH="$(abspath $(BIN)):$$PATH" ci/test.sh $(ARGS)
+	@PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 pytest -n 2 --dist loadgroup $(ARGS)
 
 lab:  ## Open the notebooks in JupyterLab
 	@$(PYTHON) ci/env.py $(VENV) dev

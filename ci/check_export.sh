@@ -8,8 +8,8 @@ lib=$(sed -n 's/^lib_path *= *//p' settings.ini)
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 mkdir "$tmp/was"
-tar -c --exclude="$lib/assets" --exclude=__pycache__ --exclude=.ipynb_checkpoints --exclude='_test_*' \
-    settings.ini index.ipynb nbs "$lib" | tar -x -C "$tmp/was"
+find settings.ini index.ipynb nbs "$lib" \( -name '*.ipynb' -o -name '*.py' -o -name settings.ini \) \
+    ! -name '_test_*' ! -path '*/.*/*' -print0 | tar --null -T - -c | tar -x -C "$tmp/was"
 cp -a "$tmp/was" "$tmp/now"
 cd "$tmp/now"
 find "$lib" -name '*.py' ! -name __init__.py -delete

@@ -1,4 +1,4 @@
-"""What a user gets: the wheel, built from a copy and run away from the repository; and what lies in the repository."""
+"""What a user gets: the wheel, built from a copy and run away from the repository."""
 
 import os
 import re
@@ -108,36 +108,3 @@ def test_import_is_light(statement):
     loaded = {m.split(".")[0] for m in call(sys.executable, "-c", code, cwd="/").split()}
     assert "mudpt" in loaded
     assert not loaded & {"ipywidgets", "anywidget", "captum", "plotly", "ray", "nbdev", "fastcore", "matplotlib"}
-
-
-def project_files():
-    "Text files of the repository: tracked, or new and not ignored."
-    out = call("git", "ls-files", "-co", "--exclude-standard", cwd=ROOT)
-    for name in out.splitlines():
-        p = ROOT / name
-        if p.is_file() and not p.is_symlink():
-            try:
-                yield name, p.read_text(encoding="utf-8")
-            except UnicodeDecodeError:
-                continue
-
-
-# A path of somebody's machine, or a package index of somebody's own, left behind in code or in a notebook's output
-MACHINE = re.compile(r"(?<![\w.}>])/(?:root|home|Users|work)/[\w.-]+|file:///|\.\./shared|(?:--|_)index[-_]url")
-FINE = {"the CPU wheels PyTorch publishes": "--index-url https://download.pytorch.org/whl/cpu"}
-
-
-@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a git checkout")
-def test_no_machine_left_behind():
-    found = []
-    for name, text in project_files():
-        if name == "tests/test_package.py":
-            continue
-        for fine in FINE.values():
-            text = text.replace(fine, "")
-        found += [f"{name}: {m[0]}" for m in MACHINE.finditer(text)]
-    assert not found, found
-
-
-def test_readme_is_the_index_notebook():
-    call(sys.executable, ROOT / "docs" / "readme.py", "--check")
