@@ -6,12 +6,12 @@
 __all__ = ['STYLE', 'svg', 'text', 'line', 'mark', 'nice', 'scale', 'groups', 'series', 'whisker', 'accuracy_chart', 'smooth',
            'thin', 'panel', 'loss_chart', 'price_chart', 'short', 'names', 'time_chart']
 
-# %% ../nbs/24c_charts.ipynb #11f63904
+# %% ../nbs/24c_charts.ipynb #fd45fe02
 import math
 from html import escape
 from statistics import fmean, pstdev
 
-from .table import harmonic_of, ordered
+from .table import MEASURES, harmonic_of, one_line, ordered
 
 # %% ../nbs/24c_charts.ipynb #db7a52b2
 STYLE = """.mudpt-chart{--fg:#1c2126;--dim:#6a737d;--rule:#d9dee3;--a:#0868ac;--b:#d9560b;--paper:#fff;max-width:100%;height:auto;font:12px system-ui,sans-serif}
@@ -132,11 +132,11 @@ def loss_chart(rows) -> str: # SVG
 def price_chart(rows) -> str: # SVG
     "Trained numbers against H, or accuracy"
     what = 'H' if rows[0]['protocol'] == 'base-to-new' else 'accuracy'
-    points = [(n, rs[0]['trainable'], fmean(v)) for n,rs in groups(rows).items() if (v := [r[what] for r in rs if r.get(what) is not None])]
+    points = [(n, rs[0]['trainable'], v) for n,rs in groups(rows).items() if (v := one_line(rs, MEASURES[rs[0]['protocol']])[what][0]) is not None]
     if not points: return ''
     ticks,logs = nice(min(p[2] for p in points) - 1, max(p[2] for p in points) + 1, 5),[math.log10(p[1]) for p in points if p[1]] or [3.]
     lo,hi = math.floor(min(logs)),math.ceil(max(logs) + .01)
-    x,y = scale(lo, hi, 110, 640),scale(ticks[0], ticks[-1], 230, 20)
+    x,y = scale(lo, hi, 140, 640),scale(ticks[0], ticks[-1], 230, 20)
     out = ''.join(line(50, y(t), 690, y(t)) + text(42, y(t) + 4, f'{t:g}', 'end', 'dim') for t in ticks) + text(50, 12, f'{what}, %', cls='dim')
     out += ''.join(line(x(e), 230, x(e), 235) + text(x(e), 250, short(10**e), 'middle', 'dim') for e in range(lo, hi + 1)) + text(75, 250, 'none', 'middle', 'dim') + text(690, 268, 'trained numbers (logarithmic)', 'end', 'dim')
     for n,p,v in points: out += mark(x(math.log10(p)) if p else 75, y(v), 5, 'a', f'{n}: {p:,} trained numbers, {what} {v:.1f}')
@@ -151,11 +151,12 @@ def names(points) -> str: # (x, y, name) each
     dots = [(x-6, y-6, x+6, y+6) for x,y,_ in points]
     free = lambda b: all(b[2] < o[0] or o[2] < b[0] or b[3] < o[1] or o[3] < b[1] for o in taken + dots)
     for x,y,n in points:
-        w = 6.6 * len(n)
-        places = [(x+9, y+4), (x-9-w, y+4), (x-w/2, y-10), (x-w/2, y+19), (x+9, y-9), (x+9, y+17)]
-        a,b = next((p for p in places if p[0] > 45 and p[0] + w < 700 and free((p[0], p[1]-10, p[0]+w, p[1]+2))), places[0])
-        taken.append((a, b-10, a+w, b+2))
-        out += text(a, b, n)
+        w = 7.4 * len(n) # a guess; only used to keep names apart
+        places = [(x+9, y+4, 'start', x+9), (x-9, y+4, 'end', x-9-w), (x, y-10, 'middle', x-w/2), (x, y+19, 'middle', x-w/2), (x+9, y-9, 'start', x+9), (x+9, y+17, 'start', x+9)]
+        box = lambda p, w=w: (p[3], p[1]-10, p[3]+w, p[1]+2)
+        p = next((p for p in places if p[3] > 45 and p[3] + w < 700 and free(box(p))), places[0])
+        taken.append(box(p))
+        out += text(p[0], p[1], n, p[2])
     return out
 
 # %% ../nbs/24c_charts.ipynb #1d5b4273

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROTOCOLS', 'find_methods', 'find_task', 'cell_key', 'have', 'fill', 'made_for', 'numbers', 'facts', 'picture',
            'grid', 'fill_or_fetch', 'compare', 'circumstances', 'processor', 'budget', 'precision_note', 'Comparison',
-           'save', 'load']
+           'failed', 'save', 'load']
 
 # %% ../nbs/24_compare.ipynb #e66c5237
 import inspect, json, math, os, platform, time, traceback
@@ -181,7 +181,7 @@ def compare(methods=None, # Names or classes; all methods if omitted
 def circumstances(clip, **more) -> dict:
     "Where and with what a comparison was made"
     dev = torch.device(clip.device)
-    return dict(clip=dict(name=clip.name, pretrained=str(clip.pretrained), digest=clip.digest, precision=clip.precision, device=str(dev)),
+    return dict(clip=dict(name=clip.name, pretrained=str(clip.pretrained or 'random weights'), digest=clip.digest, precision=clip.precision, device=str(dev)),
         machine=dict(processor=torch.cuda.get_device_name(dev) if dev.type == 'cuda' else processor(), cores=os.cpu_count(), threads=torch.get_num_threads(), system=f'{platform.system()} {platform.machine()}'),
         versions={p: have(p) for p in ('mudpt', 'torch', 'open_clip_torch', 'numpy', 'pillow')} | dict(python=platform.python_version()),
         when=time.strftime('%Y-%m-%d %H:%M')) | more
@@ -220,10 +220,17 @@ class Comparison:
 
     def notes(self) -> list: # Sentences
         "What belongs under the table"
-        H = ' H is the harmonic mean of the averaged base and new accuracies.' if self.info['protocol'] == 'base-to-new' else ''
-        seeds = self.info['seeds']
-        return [budget(self.info), (f"Mean ± population standard deviation over seeds {', '.join(map(str, seeds))}." if len(seeds) > 1 else f'One seed ({seeds[0]}): no spread is known.') + H,
-                precision_note(self.rows), *(f"{r['method']} on {r['task']}, seed {r['seed']}, failed: {r['error']}" for r in self.errors)]
+        seeds,memory = self.info['seeds'],next((r['memory'] for r in self.rows if r['status'] == 'ok'), '')
+        return list(filter(None, [budget(self.info), f"Mean ± population standard deviation over seeds {', '.join(map(str, seeds))}." if len(seeds) > 1 else f'One seed ({seeds[0]}): no spread is known.',
+                'H is the harmonic mean of the averaged base and new accuracies.' if self.info['protocol'] == 'base-to-new' else '',
+                precision_note(self.rows), memory and f'Peak memory: the most that was {memory} in a run.', *failed(self.rows)]))
+
+# %% ../nbs/24_compare.ipynb #d225f044
+def failed(rows:list) -> list: # Sentences
+    "Which methods failed, how often, and what the first of them said"
+    bad = [r for r in rows if r['status'] != 'ok']
+    of = {m: [r for r in bad if r['method'] == m] for m in dict.fromkeys(r['method'] for r in bad)}
+    return [f"{m} failed in {len(rs)} of {sum(r['method'] == m for r in rows)} runs: {rs[0]['error']}" for m,rs in of.items()]
 
 # %% ../nbs/24_compare.ipynb #02c3fc03
 def save(c:Comparison, out) -> Path: # The folder
@@ -234,7 +241,7 @@ def save(c:Comparison, out) -> Path: # The folder
     if len(tables) > 1: tables.insert(0, f'## Average over {len(tables)} tasks\n\n{c.table()}\n')
     head = f"`{info['command']}`\n\n{info['protocol']}, {info['shots']} shots, CLIP {info['clip']['name']} {info['clip']['pretrained']} ({info['clip']['digest']}), mudpt {info['versions']['mudpt']}, {info['when']}\n"
     write_whole(out/'results.json', json.dumps(plain(dict(info=info, rows=c.rows)), indent=1, ensure_ascii=False))
-    write_whole(out/'table.md', '\n'.join([head, *tables, *(f'- {n}' for n in c.notes() if n), '']))
+    write_whole(out/'table.md', '\n'.join([head, *tables, *(f'- {n}' for n in c.notes()), '']))
     write_whole(out/'table.csv', c.frame().to_csv(index=False))
     write_whole(out/'report.html', report(c))
     return out

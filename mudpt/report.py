@@ -21,7 +21,7 @@ def finding(table:Table) -> str: # HTML, one or two sentences
     if not ranked: return 'No method finished all its runs.'
     top,said = ranked[0],lambda l: f"<b>{escape(l['method'])}</b> ({l[m][0]:.1f}{f' ± {l[m][1]:.1f}' if l[m][1] is not None else ''})"
     out = f"Highest {m}: {said(top)}"
-    if len(ranked) > 1: out += f", followed by {said(ranked[1])}"
+    if len(ranked) > 1: out += f"{' and' if round(top[m][0], 1) == round(ranked[1][m][0], 1) else ', followed by'} {said(ranked[1])}"
     zero = next((l for l in ranked if l['method'] == 'ZeroShot'), None)
     if zero and zero is not top: out += f". Zero-shot CLIP stands at {zero[m][0]:.1f}"
     return out + '.'
@@ -69,13 +69,13 @@ def failures(rows:list) -> str: # HTML
 # %% ../nbs/24a_report.ipynb #232876f3
 PAGE = """:root{color-scheme:light dark;--fg:#1c2126;--dim:#5d666f;--paper:#fff;--rule:#dfe4e8;--soft:#f5f7f9;--bar:#cfe3f3}
 @media (prefers-color-scheme:dark){:root{--fg:#e6e9ec;--dim:#9aa4ae;--paper:#14181d;--rule:#333b44;--soft:#1b2127;--bar:#24435c}}
-body{max-width:900px;margin:36px auto;padding:0 20px;background:var(--paper);color:var(--fg);font:15px/1.55 system-ui,sans-serif}
+body{max-width:920px;margin:36px auto;padding:0 20px;background:var(--paper);color:var(--fg);font:15px/1.55 system-ui,sans-serif}
 h1{font-size:25px;margin:0}h2{font-size:18px;margin:38px 0 10px}.lead{font-size:17px;margin:8px 0 22px}.cap{color:var(--dim);font-size:13px;margin:6px 0}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:3px 18px;background:var(--soft);padding:14px 18px;border-radius:8px;font-size:13.5px}dt{color:var(--dim)}dd{margin:0;overflow-wrap:anywhere}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:13.5px}th{font-weight:600;color:var(--dim);text-align:right;white-space:nowrap}td{text-align:right;white-space:nowrap}
-th,td{padding:5px 10px;border-bottom:1px solid var(--rule)}td:first-child,th:first-child{text-align:left;padding-left:2px}.mudpt td:nth-last-child(-n+2),.mudpt th:nth-last-child(-n+2){text-align:left}
+th,td{padding:5px 8px;border-bottom:1px solid var(--rule)}td:first-child,th:first-child{text-align:left;padding-left:2px}.mudpt{width:100%}.mudpt td:nth-last-child(-n+2),.mudpt th:nth-last-child(-n+2){text-align:left}.mudpt td:last-child{white-space:normal;min-width:84px;color:var(--dim);font-size:12.5px}.mudpt-chart{width:100%}
 .classes td[style]{background:linear-gradient(to right,var(--bar) var(--p),transparent var(--p))}details{margin:8px 0}summary{cursor:pointer}pre{white-space:pre-wrap;background:var(--soft);padding:10px;font-size:12px}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(390px,1fr));gap:14px}article{background:var(--soft);border-radius:8px;padding:10px;overflow-x:auto}ul{padding-left:18px;font-size:13.5px;color:var(--dim)}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(390px,1fr));gap:14px}article svg{overflow:visible}article{background:var(--soft);border-radius:8px;padding:10px;overflow-x:auto}ul{padding-left:18px;font-size:13.5px;color:var(--dim)}
 @media print{:root{--fg:#000;--dim:#444;--paper:#fff;--rule:#ccc;--soft:#fff;--bar:#dde8f0}body{max-width:none;margin:0}section,article,tr{break-inside:avoid}dl{border:1px solid #ccc}}"""
 
 # %% ../nbs/24a_report.ipynb #56adf59c
@@ -87,7 +87,7 @@ def report(c) -> str: # HTML of a `Comparison`
     two = info['protocol'] == 'base-to-new'
     body = [f"<h1>Prompt tuning compared</h1><p class='lead'>{finding(table)}</p>{fact_list(info, rows)}",
         ''.join(f"<section><h2>{escape(n)}</h2><div class='wide'>{t.html()}</div></section>" for n,t in tables),
-        '<ul>' + ''.join(f'<li>{escape(n)}</li>' for n in c.notes() if n) + '</ul>',
+        '<ul>' + ''.join(f'<li>{escape(n)}</li>' for n in c.notes()) + '</ul>',
         figure(accuracy_chart(rows), 'Accuracy', 'Pale dots: single runs. Large marks: means; whiskers: one standard deviation.' + (' Dashed: zero-shot CLIP. Right of it is better.' if two else '')),
         figure(price_chart(rows), 'What it costs in parameters', 'Numbers trained, against what they bring.'), figure(time_chart(rows), 'What it costs in time', 'Training only, without loading the model and without judging.'),
         figure(loss_chart(rows), 'Training loss', 'Running mean, a line per run. Losses of different methods may hold different terms: compare shapes, not heights.'), plans(rows),
