@@ -80,15 +80,16 @@ class Block:
 def _heads(t, h): return t.unflatten(-1, (h, -1)).transpose(-3, -2)  # [..., T, D] -> [..., h, T, d]
 
 def qkv(b, # A `Block`
-        x, # Tokens [..., T, D]
-        ask=None # Only the first `ask` tokens form queries (all if None)
-       ): # q [..., h, ask, d], k and v [..., h, T, d]
-    "Queries, keys and values of a block's tokens, heads in front"
+        x, # Tokens that answer [..., T, D]
+        ask=None # How many leading tokens ask (all if None), or other tokens that ask [..., Tq, D]
+       ): # q [..., h, Tq, d], k and v [..., h, T, d]
+    "Queries, keys and values, heads in front"
     y, (w, bias) = b.norm(x), b.packed()
-    if ask is None or ask >= x.shape[-2]: q, k, v = F.linear(y, w, bias).chunk(3, -1)
+    if ask is None: q, k, v = F.linear(y, w, bias).chunk(3, -1)
     else:
         D = w.shape[0] // 3
-        q = F.linear(y[..., :ask, :], w[:D], None if bias is None else bias[:D])
+        z = y[..., :ask, :] if isinstance(ask, int) else b.norm(ask)
+        q = F.linear(z, w[:D], None if bias is None else bias[:D])
         k, v = F.linear(y, w[D:], None if bias is None else bias[D:]).chunk(2, -1)
     q, k, v = (_heads(t, b.heads) for t in (q, k, v))
     return *b.qk_norm(q, k), v

@@ -17,7 +17,7 @@ from torch import nn
 
 from .core import BadInput
 from .plan import draw
-from .text import Classes
+from .text import Classes, clean_names
 from .towers import Clip
 
 # %% ../nbs/02_prompts.ipynb #5e8a776b
@@ -48,7 +48,7 @@ class Prompts(nn.Module):
 
     def __init__(self, clip): # A `Clip`
         super().__init__()
-        self.clip, self.epoch, self._known = clip, None, {}
+        self.clip, self.epoch, self.epochs, self.trained_on, self._known = clip, None, None, None, {}
 
     def text(self): return {} # {block: [n, d_t]}; 0 enters with the words, i>0 replaces what flowed
     def image(self): return {} # {block: [n, d_v]}
@@ -56,7 +56,7 @@ class Prompts(nn.Module):
     def image_from(self, images, text, cl, extra): raise NotImplementedError # 'text first': -> see(i, tokens) -> prompts
     def couple(self, i, text, image): return None, None # 'lockstep': slots [G, n, d_t], [B, n, d_v] before block i -> their replacements
     def loss(self, out, y): return F.cross_entropy(out.logits, y)
-    def bind(self, names): pass # Called once before training; makes parameters whose shape needs the classes
+    def bind(self, names): self.trained_on = self.classes(names).names # Before training; overridden where a parameter's shape needs the classes
     def flows(self): return [] # [(source tower, reading tower, block)], for the drawing
 
 # %% ../nbs/02_prompts.ipynb #2019994c
@@ -84,6 +84,7 @@ Prompts.n_trainable = property(lambda self: sum(p.numel() for p in self.paramete
 def classes(self:Prompts, names)->Classes: # A list of str, or what an earlier call returned
     "Names laid out for this method's slots and words"
     if isinstance(names, Classes): return names
+    if isinstance(names, str): clean_names(names)
     key = (tuple(names), self.n_slots, self.words, self.position)
     if key not in self._known:
         if len(self._known) > 16: self._known.clear()

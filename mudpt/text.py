@@ -192,7 +192,9 @@ def step(self:FullText, i:int, s:TextStream):
 
 def put(self:FullText, s:TextStream, p): # [n, D] or [G, n, D]
     "Overwrite the slots"
-    p = _contexts(p)[:, None].to(s.x.dtype).expand(*s.x.shape[:2], -1, -1)
+    p = _contexts(p)[:, None].to(s.x.dtype)
+    s.x = s.x.expand(max(len(s.x), len(p)), -1, -1, -1)
+    p = p.expand(*s.x.shape[:2], -1, -1)
     s.x = torch.cat([s.x[:, :, :s.cl.lead], p, s.x[:, :, s.cl.lead + s.cl.n_ctx:]], 2)
 
 def prompts(self:FullText, s:TextStream): # What the slots hold now [G, C, n, D]

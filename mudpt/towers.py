@@ -30,6 +30,7 @@ class Clip:
         self.model = model.to(pick_device(device)).eval().requires_grad_(False)
         self.tokenizer, self.name, self.pretrained, self._digest = tokenizer, name, pretrained, None
         self.image, self.text = image_tower(model.visual), text_tower(model, tokenizer)
+        if precision != 'fp32': self._digest = digest(self.model.state_dict())  # of the weights before rounding
         self.dtype = _half(self.model, precision)
         self.precision, self.scale = precision, float(model.logit_scale.exp().max())
 
@@ -69,7 +70,7 @@ def sizes(self:Clip)->dict:
 @property
 def weights_digest(self:Clip)->str:
     "16 hex digits that stand for the frozen weights"
-    if self._digest is None: self._digest = digest({k: v for k, v in self.model.state_dict().items()})
+    if self._digest is None: self._digest = digest(self.model.state_dict())
     return self._digest
 
 Clip.sizes, Clip.digest = sizes, weights_digest

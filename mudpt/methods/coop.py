@@ -34,6 +34,7 @@ class CoOp(Prompts):
         self.ctx = None if csc else nn.Parameter(start)
 
     def bind(self, names):
+        super().bind(names)
         if self.csc: self.ctx = nn.Parameter(vectors(len(names), self.n_ctx, self.clip.text.width).data.to(self.clip.device))
 
     def text(self):

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['FUSE', 'Coupler', 'DCP', 'couple', 'enters', 'flows']
 
-# %% ../../nbs/16_dcp.ipynb #6f75f581
+# %% ../../nbs/16_dcp.ipynb #6b69daeb
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from torch import nn
 
+from ..blocks import attend, open_block, qkv
 from ..core import BadInput
 from ..prompts import Prompts, check_n, from_phrase, vectors
 
@@ -20,10 +21,9 @@ class Coupler(nn.Module):
         self.t2v, self.v2t = nn.Linear(text.width, image.width), nn.Linear(image.width, text.width)
         self.vision, self.text = (ResidualAttentionBlock(w.width, w.heads, act_layer=QuickGELU) for w in (image, text))
 
-    def half(self, b, own, other): # own, other [., n, d] in one width
-        q, kv = b.ln_1(other), b.ln_1(own)
-        own = own + b.attn(q.expand(len(kv), -1, -1), kv, kv, need_weights=False)[0]
-        return own + b.mlp(b.ln_2(own))
+    def half(self, block, own, other): # own, other [., n, d] in one width; the same norm for both
+        b = open_block(block)
+        return b.close(own, attend(*qkv(b, own, ask=other)))
 
     def forward(self, t, v): # t [G, n, d_t], v [B, n, d_v] -> both rewritten from both
         return self.half(self.text, t, self.v2t(v)), self.half(self.vision, v, self.t2v(t))

@@ -52,20 +52,21 @@ class DPT(CoOp):
                  template:str='a photo of a {}.', # The data set's sentence, for frozen text features
                  ctx_init:str|None=None, csc:bool=False, position:str='end' # As in CoOp
                 ):
-        super().__init__(clip, n_ctx, ctx_init, csc and stage != 'vpt', position)
+        super().__init__(clip, n_ctx, ctx_init, csc, position)
         if stage not in ('vpt', 'vlp', 'cavpt'): raise BadInput(f"stage is '{stage}': use 'vpt', 'vlp' or 'cavpt'")
         if not clip.image.slots: raise clip.image.closed()
         L, d = clip.image.layers, clip.image.width
         bottom = L if bottom is None else bottom
         if stage == 'cavpt' and not (isinstance(bottom, int) and 1 <= bottom <= L): raise BadInput(f"bottom is {bottom!r}, but the image tower has {L} blocks: give 1 (all blocks) to {L} (the last)")
         self.stage, self.n_image, self.bottom, self.top_k, self.n_extra = stage, check_n('n_image', n_image), bottom, check_n('top_k', top_k), check_n('n_extra', n_extra, 0)
-        self.alpha, self.beta, self.warm_up, self.template, self.csc, self.epochs = alpha, beta, warm_up, template, csc, None
+        self.alpha, self.beta, self.warm_up, self.template = alpha, beta, warm_up, template
         self.order = 'text first' if stage == 'cavpt' else 'apart'
         self.plain_blocks = bottom - 1 if stage == 'cavpt' else L
         self.layers = vectors(self.plain_blocks, self.n_image, d)
         self.cavpt = nn.ModuleList(CAVPT(clip.embed_dim, d, n_extra) for _ in range(L - self.plain_blocks))
         self.heads = None
-        if stage == 'vpt': self.ctx, self.n_slots, self.words, self.paired, self.class_specific = None, 0, template, False, False
+        if stage == 'vpt' and csc: raise BadInput("csc=True needs learned text: use stage='vlp' or 'cavpt'")
+        if stage == 'vpt': self.ctx, self.n_slots, self.words = None, 0, template
 
 # %% ../../nbs/17_dpt.ipynb #f54a4712
 def text(self:DPT): return {} if self.stage == 'vpt' else CoOp.text(self)
@@ -73,7 +74,7 @@ def image(self:DPT): return dict(enumerate(self.layers))
 
 def bind(self:DPT, names): # Class heads exist for training only
     "Context per class if asked for, and the heads that read a class off each class-aware prompt"
-    if self.stage != 'vpt': CoOp.bind(self, names)
+    CoOp.bind(self, names)
     d = self.clip.image.width
     self.heads = nn.ModuleList(nn.Linear(d, len(names), bias=False) for _ in self.cavpt).to(self.clip.device) if self.cavpt else None
 

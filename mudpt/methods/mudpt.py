@@ -10,6 +10,7 @@ import torch
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from torch import nn
 
+from ..blocks import open_block, step
 from ..core import BadInput
 from ..prompts import Prompts, check_depth, check_n, from_phrase, vectors
 
@@ -23,7 +24,7 @@ class LightTransformer(nn.Module):
         self.ln_pre, self.ln_post, self.proj = nn.LayerNorm(d), nn.LayerNorm(d), nn.Linear(d, d_out)
         self.block = ResidualAttentionBlock(d, heads, act_layer=QuickGELU)
 
-    def forward(self, p): return self.proj(self.ln_post(self.block(self.ln_pre(p))))
+    def forward(self, p): return self.proj(self.ln_post(step(open_block(self.block), self.ln_pre(p))))
 
 # %% ../../nbs/15_mudpt.ipynb #54364887
 class MuDPT(Prompts):
