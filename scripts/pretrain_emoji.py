@@ -214,6 +214,7 @@ def export(a):
     a.to.mkdir(parents=True, exist_ok=True)
     new = a.to / "emoji_clip.safetensors.new"
     save_file(tensors, new, metadata={"card": json.dumps(card)})
+    new.chmod(0o644)
     os.replace(new, a.to / "emoji_clip.safetensors")
     (a.to / "emoji_clip.json").write_text(json.dumps(CONFIG, indent=1) + "\n", encoding="utf-8")
     print(card)
