@@ -24,9 +24,9 @@ from .pictures import open_image, threads
 # %% ../nbs/20b_batches.ipynb #27f11f53
 def to_tensor(im:Image.Image, mean, std) -> torch.Tensor: # [3,H,W] float32
     "Pixels to normalised numbers (numpy, because it stays on the thread that calls it)"
-    a = np.asarray(im, dtype=np.float32).transpose(2, 0, 1) / 255
-    a = (a - np.float32(mean).reshape(3, 1, 1)) / np.float32(std).reshape(3, 1, 1)
-    return torch.from_numpy(np.ascontiguousarray(a))
+    mean, std = (np.asarray(t, np.float32).reshape(3, 1, 1) for t in (mean, std))
+    a = np.ascontiguousarray(np.asarray(im).transpose(2, 0, 1))
+    return torch.from_numpy(a * (1 / (255 * std)) - mean / std)
 
 # %% ../nbs/20b_batches.ipynb #404ea829
 class Augment:

@@ -36,8 +36,9 @@ def _to_8bit(im:Image.Image) -> Image.Image:
 def as_rgb(im:Image.Image # Any mode; of an animation the first frame is taken
           ) -> Image.Image: # Mode RGB, upright, transparency on white
     "The picture a person would see, as 8-bit RGB"
-    if getattr(im, 'n_frames', 1) > 1: im.seek(0)
-    with suppress(Exception): im = ImageOps.exif_transpose(im) # a damaged note about the camera is no reason to lose the photo
+    if im.tell(): im.seek(0)
+    with suppress(Exception): # a damaged note about the camera is no reason to lose the photo
+        if im.getexif().get(0x0112, 1) != 1: im = ImageOps.exif_transpose(im)
     if im.mode[0] in 'IF': im = _to_8bit(im)
     if im.has_transparency_data:
         im = (im.convert('LA') if im.mode == 'La' else im).convert('RGBA')
