@@ -140,7 +140,7 @@ def build(cfg, quickgelu=None): # Configuration dict; True or False overrides it
     cfg, custom = dict(cfg), 'hf_model_name' in cfg['text_cfg']
     if quickgelu is not None: cfg['quick_gelu'] = quickgelu
     custom = cfg.pop('custom_text', False) or custom
-    return (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**cfg)
+    return (open_clip.CoCa if 'multimodal_cfg' in cfg else open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**cfg)
 
 # %% ../nbs/01c_towers.ipynb #c307ee70
 def infer_config(sd)->dict: # State dict under OpenAI's names

@@ -1,13 +1,45 @@
-"""Every method, a module each; importing this package registers them in `mudpt.prompts.methods`"""
+"""Every method, a module each. Importing the package registers them; it also reads like the registry: `methods['MaPLe']`"""
 
-from mudpt.methods.zeroshot import ZeroShot
-from mudpt.methods.coop import CoOp
+import sys
+from types import ModuleType
+
 from mudpt.methods.cocoop import CoCoOp
-from mudpt.methods.vpt import VPT
+from mudpt.methods.coop import CoOp
+from mudpt.methods.dcp import DCP
+from mudpt.methods.dpt import DPT
 from mudpt.methods.ivlp import IVLP
 from mudpt.methods.maple import MaPLe
 from mudpt.methods.mudpt import MuDPT
-from mudpt.methods.dcp import DCP
-from mudpt.methods.dpt import DPT
+from mudpt.methods.vpt import VPT
+from mudpt.methods.zeroshot import ZeroShot
+from mudpt.prompts import methods as _registry
 
 __all__ = ["ZeroShot", "CoOp", "CoCoOp", "VPT", "IVLP", "MaPLe", "MuDPT", "DCP", "DPT"]
+
+
+class _Methods(ModuleType):
+    "This package, readable as the registry of methods by name (your own subclasses included)"
+
+    def __getitem__(self, name):
+        return _registry[name]
+
+    def __contains__(self, name):
+        return name in _registry
+
+    def __iter__(self):
+        return iter(_registry)
+
+    def __len__(self):
+        return len(_registry)
+
+    def keys(self):
+        return _registry.keys()
+
+    def items(self):
+        return _registry.items()
+
+    def __repr__(self):
+        return f"methods: {', '.join(_registry)}"
+
+
+sys.modules[__name__].__class__ = _Methods
