@@ -6,8 +6,8 @@
 __all__ = ['OPENAI_KEYS', 'loaders', 'Clip', 'sizes', 'weights_digest', 'encode_image', 'encode_text', 'show', 'preprocess',
            'test_transform', 'model_config', 'build', 'infer_config', 'load_clip', 'Trace', 'trace']
 
-# %% ../nbs/01c_towers.ipynb #51b82baf
-import copy, os
+# %% ../nbs/01c_towers.ipynb #31c88973
+import copy, os, warnings
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -121,7 +121,10 @@ def _read(path): # -> (state dict, is it in OpenAI's format?)
         if path.suffix == '.safetensors': sd = oc.load_state_dict(str(path))
         else:
             try: sd = torch.load(path, map_location='cpu', weights_only=True)
-            except Exception: return torch.jit.load(path, map_location='cpu').eval().state_dict(), True
+            except Exception:
+                with warnings.catch_warnings():
+                    warnings.simplefilter('ignore', FutureWarning)  # TorchScript is old, and so are OpenAI's archives
+                    return torch.jit.load(path, map_location='cpu').eval().state_dict(), True
     except Exception as e: raise BadFile(f"'{path}' cannot be read as weights ({type(e).__name__}): is it complete, and a .pt, .bin or .safetensors file?") from e
     sd = sd.get('state_dict', sd) if isinstance(sd, dict) else sd.state_dict()
     sd = {k.removeprefix('module.'): v for k, v in sd.items()}
