@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Model', 'Pretrained', 'File', 'Recorded', 'Device', 'Precision', 'Debug', 'Set', 'Json', 'Shots', 'TaskName', 'app',
-           'DEMO', 'IMAGES', 'words', 'numbers', 'settings', 'told', 'say', 'left_over', 'the_clip', 'the_class',
-           'compare', 'tell', 'train', 'judge', 'pictures', 'the_names', 'predict', 'arguments', 'facts', 'methods',
-           'version']
+           'DEMO', 'IMAGES', 'words', 'numbers', 'settings', 'told', 'screen', 'say', 'left_over', 'the_clip',
+           'the_class', 'compare', 'tell', 'train', 'judge', 'pictures', 'the_names', 'predict', 'arguments', 'facts',
+           'methods', 'version']
 
 # %% ../nbs/50_cli.ipynb #2464f701
 import ast, functools, json, shlex, sys
@@ -60,6 +60,12 @@ def told(command):
             say(f'mudpt {command.__name__}: {e}')
             raise typer.Exit(2) from None
     return run
+
+def screen():
+    "A rich console on stdout, in colour where that is a terminal"
+    from rich.console import Console
+    tty = sys.stdout.isatty()
+    return Console(force_jupyter=False, force_terminal=tty, width=None if tty else 140)
 
 def say(text): "To stderr, so that stdout stays clean"; typer.echo(text, err=True)
 
@@ -118,14 +124,13 @@ def compare(methods: Annotated[str, Option(help='Names with commas; all if omitt
             set: Set = [], model: Model = 'emoji', pretrained: Pretrained = None, file: File = None, device: Device = None, # noqa: B006
             precision: Precision = 'fp32', debug: Debug = False):
     "Train and judge methods side by side; an interrupted comparison continues where it stopped"
-    from rich.console import Console
     from mudpt.compare import compare as run
     args = settings(set)
     for name,a in args.items(): the_class(name, a)
     if model == 'emoji' and not published: epochs,bs = epochs or DEMO['epochs'],bs or DEMO['bs']
     c = run(words(methods) or None, words(tasks), shots, numbers(seeds), protocol, the_clip(model, pretrained, file, device, precision), epochs, bs, args,
             out=out, tell=tell, command=shlex.join(['mudpt', *sys.argv[1:]]))
-    console = Console()
+    console = screen()
     for t in c.table().tasks: console.print(c.table(t).rich(t))
     if len(c.table().tasks) > 1: console.print(c.table().rich('average over tasks'))
     for n in c.notes(): console.print(f'[dim]{n}[/]', highlight=False)
@@ -151,6 +156,7 @@ def train(method: Annotated[str, Argument(help='Which method, for example MaPLe'
           model: Model = 'emoji', pretrained: Pretrained = None, file: File = None, device: Device = None, precision: Precision = 'fp32', debug: Debug = False):
     "Train one method's prompts and save them in one file"
     from mudpt.compare import find_task, made_for
+    import mudpt.keep # noqa: F401  (gives methods their `save`)
     from mudpt.core import BadInput, seed_all, unknown
     from mudpt.train import Bar, Log, Trainer
     path = out or Path(f'{method}.safetensors')
@@ -240,7 +246,6 @@ def facts(cls, clip) -> dict:
 def methods(which: Annotated[str, Argument(help='One method, with its arguments; all if omitted')] = '', model: Model = 'emoji', pretrained: Pretrained = None, file: File = None,
             json_: Json = False, debug: Debug = False):
     "What methods there are, and what they train on a CLIP (its weights are not needed)"
-    from rich.console import Console
     from rich.table import Table
     from mudpt.compare import find_methods
     clip = the_clip(model, pretrained, file, 'cpu')
@@ -248,7 +253,7 @@ def methods(which: Annotated[str, Argument(help='One method, with its arguments;
     if json_: return typer.echo(json.dumps(all, default=str, ensure_ascii=False))
     t = Table('method', 'trains', 'order', 'tier', 'source', title=f'on {clip.name}', title_justify='left')
     for m in all: t.add_row(m['method'], f"{m['trainable']:,}" if isinstance(m['trainable'], int) else m['trainable'], m['order'], m['tier'], m['source'])
-    console = Console()
+    console = screen()
     console.print(t)
     for m in all:
         console.print(f"\n[b]{m['method']}[/]  {m['doc']}\n  [dim]recipe: {', '.join(f'{k} {v}' for k,v in m['recipe'].items()) or 'nothing to train'}[/]", highlight=False)

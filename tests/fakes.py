@@ -43,7 +43,7 @@ class Method(nn.Module):
     "A linear classifier on average colours, dressed as a prompt method"
 
     recipe = dict(lr=0.5, epochs=4, bs=4, warmup=1)
-    order, source, tier, batch_dependent, prompts_image, class_specific, epoch = "apart", "none", "A", False, True, False, 0
+    order, source, tier, batch_dependent, class_specific, epoch = "apart", "none", "A", False, False, 0
 
     def __init__(self, clip, width=12):
         super().__init__()
@@ -63,6 +63,9 @@ class Method(nn.Module):
 
     def groups(self, lr, warmup):
         return [dict(params=list(self.parameters()), lr=lr, warmup=warmup)]
+
+    def image(self):
+        return {0: self.w}  # as if it prompted the image tower
 
     def text_features(self, classes):
         return None
