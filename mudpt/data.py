@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'NOTES', 'deal', 'folder', 'listing', 'Task', 'Augment', 'Still', 'Loader', 'loader', 'open_image',
-           'few_shot', 'clean', 'by_class']
+           'few_shot', 'clean', 'by_class', 'templates']
 
 # %% ../nbs/20_data.ipynb #fa565e19
 import csv
@@ -16,10 +16,10 @@ from pathlib import Path
 from .batches import Augment, Loader, Still, loader # noqa: F401
 from .core import BadFile, BadInput
 from .pictures import open_image, unreadable # noqa: F401
-from .task import Task, by_class, clean, few_shot # noqa: F401
+from .task import PHOTO, Task, by_class, clean, few_shot, templates # noqa: F401
 
-# %% ../nbs/20_data.ipynb #d8060d31
-_all_ = ['Task', 'Augment', 'Still', 'Loader', 'loader', 'open_image', 'few_shot', 'clean', 'by_class']
+# %% ../nbs/20_data.ipynb #94662d4e
+_all_ = ['Task', 'Augment', 'Still', 'Loader', 'loader', 'open_image', 'few_shot', 'clean', 'by_class', 'templates']
 
 # %% ../nbs/20_data.ipynb #0ca072d9
 def deal(items:list, # `(source, label)`
@@ -58,7 +58,7 @@ def _sound(rows:list, verify:bool, where:str) -> tuple[list, list]: # rows that 
 # %% ../nbs/20_data.ipynb #f8e42ccf
 def _build(rows:list, # (path, class, part or None)
            names:list|None, # Order of the classes; None to sort them
-           where:str, verify:bool, shares:dict, **task) -> Task:
+           where:str, verify:bool, shares:dict, name:str, template:str|None=None) -> Task:
     "A task from rows"
     names = list(names or sorted({c for _, c, _ in rows}))
     if len(names) < 2:
@@ -79,7 +79,7 @@ def _build(rows:list, # (path, class, part or None)
     else:
         train, val, test = ([i for i, r in zip(items, rows, strict=True) if r[2] == p] for p in ('train', 'val', 'test'))
         test = test or val
-    return Task(names=names, train=train, val=val, test=test, skipped=skipped, **task)
+    return Task(name, names, train, val, test, template or templates.get(name, PHOTO), skipped)
 
 # %% ../nbs/20_data.ipynb #9bae45e8
 NOTES = {'.txt', '.md', '.csv', '.tsv', '.json', '.xml', '.yaml', '.yml', '.html', '.pdf', '.ini', '.db'}
@@ -98,7 +98,7 @@ def folder(path, # Has a subfolder for each class, or train/val/test with the cl
            test:float=0.3, # Share for test, when the folder has no split
            seed:int=1, # Of that split
            name:str|None=None, # What tables call it; None for the folder's name
-           template:str='a photo of a {}.', # Sentence for zero-shot CLIP
+           template:str|None=None, # Sentence for zero-shot CLIP; None for the one in `templates`
            verify:bool=True # Decode every image now
           ) -> Task:
     "A task from a folder of your own images"
@@ -190,8 +190,8 @@ def listing(path, # A .csv, .tsv or .json file
             root=None, # Folder that paths are relative to; None for the list's own
             names:list|None=None, # Class names in the order of the labels, when labels are numbers
             val:float=0.2, test:float=0.3, seed:int=1, # The split, when the list has none
-            name:str|None=None, # What tables call it; None for the file's name
-            template:str='a photo of a {}.', # Sentence for zero-shot CLIP
+            name:str|None=None, # What tables call it; None for the file's name (less CoOp's 'split_zhou_')
+            template:str|None=None, # Sentence for zero-shot CLIP; None for the one in `templates`
             verify:bool=True # Decode every image now
            ) -> Task:
     "A task from a list of images"
@@ -205,4 +205,4 @@ def listing(path, # A .csv, .tsv or .json file
     files = [(str(base/r['path']), c, PARTS[str(r['split']).lower()] if 'split' in r else None)
              for (_, r), c in zip(rows, classes, strict=True)]
     return _build(files, names, where, verify, dict(val=val, test=test, seed=seed),
-                  name=name or path.stem, template=template)
+                  name=name or path.stem.removeprefix('split_zhou_'), template=template)

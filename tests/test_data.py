@@ -18,7 +18,7 @@ from torchvision.transforms import functional as F
 
 from mudpt.cache import features
 from mudpt.core import BadFile, BadInput
-from mudpt.data import Augment, Still, Task, folder, listing, loader, open_image
+from mudpt.data import Augment, Still, Task, folder, listing, loader, open_image, templates
 from mudpt.data import deal as split
 from mudpt.pictures import as_rgb, source_key, unreadable
 
@@ -49,6 +49,10 @@ def test_halves_are_those_of_the_reference_code(half):
     task = getattr(made_up(), half)
     for part in ("train", "val"):
         assert [list(i) for i in getattr(task, part)] == VECTORS["halves"][half][part]
+
+
+def test_sentences_are_those_of_the_reference_code():
+    assert templates == VECTORS["templates"]
 
 
 def test_base_images_of_few_shots_are_those_of_all_classes():
@@ -83,7 +87,10 @@ def test_halves_part_the_task(ys):
     assert sorted(back) == sorted(task.train)
 
 
-@pytest.mark.parametrize("wrong", [lambda t: t.few_shot(0), lambda t: t.base.base, lambda t: t.base.few_shot(1), lambda t: t.few_shot(1).few_shot(1)])
+@pytest.mark.parametrize(
+    "wrong",
+    [lambda t: t.few_shot(0), lambda t: t.base.base, lambda t: t.base.few_shot(1), lambda t: t.few_shot(1).few_shot(1)],
+)
 def test_requests_that_make_no_sense(wrong):
     with pytest.raises(BadInput):
         wrong(made_up())
@@ -262,7 +269,9 @@ def test_a_fingerprint_survives_a_move(tmp_path):
     assert folder(tmp_path / "a" / "set").fingerprint == folder(tmp_path / "b" / "set").fingerprint
 
 
-@pytest.mark.parametrize("val,test,sizes", [("val", "test", (8, 4, 6)), ("Validation", None, (8, 4, 4)), (None, "TEST", (8, 0, 6))])
+@pytest.mark.parametrize(
+    "val,test,sizes", [("val", "test", (8, 4, 6)), ("Validation", None, (8, 4, 4)), (None, "TEST", (8, 0, 6))]
+)
 def test_a_split_that_is_there_is_kept(tmp_path, val, test, sizes):
     for part, n in (("train", 4), (val, 2), (test, 3)):
         if part:
@@ -329,7 +338,9 @@ def test_folders_that_cannot_be_used(tmp_path, make, said):
         folder(root)
 
 
-ROWS = [(f"{c}/{i:02}.png", c, "train" if i < 4 else "valid" if i < 5 else "test") for c in ("cat", "dog") for i in range(6)]
+ROWS = [
+    (f"{c}/{i:02}.png", c, "train" if i < 4 else "valid" if i < 5 else "test") for c in ("cat", "dog") for i in range(6)
+]
 
 
 def as_json(rows):
@@ -340,7 +351,15 @@ def as_table(rows, sep=",", head=("Path", "Label", "Split")):
     return "\ufeff" + "\r\n".join(sep.join(r) for r in [head, *rows])
 
 
-@pytest.mark.parametrize("name,text", [("a.csv", as_table(ROWS)), ("a.tsv", as_table(ROWS, "\t")), ("a.json", as_json(ROWS)), ("a.csv", as_table(ROWS, head=("path", "class", "split")))])
+@pytest.mark.parametrize(
+    "name,text",
+    [
+        ("a.csv", as_table(ROWS)),
+        ("a.tsv", as_table(ROWS, "\t")),
+        ("a.json", as_json(ROWS)),
+        ("a.csv", as_table(ROWS, head=("path", "class", "split"))),
+    ],
+)
 def test_lists_in_every_form(tmp_path, name, text):
     fill(tmp_path, {"cat": 6, "dog": 6})
     (tmp_path / name).write_text(text, encoding="utf-8", newline="")
@@ -409,7 +428,12 @@ def test_workers_batches_ahead_and_memory_change_nothing(transform):
     t = transform and (lambda im: F.to_tensor(transform(im)))
     t = t or Augment(16, HALF, HALF)
     x, y = run(transform=t, workers=1)
-    for kw in (dict(workers=4), dict(workers=3, ahead=0), dict(workers=2, keep=0), dict(workers=7, keep=40 * 40 * 3 * 4)):
+    for kw in (
+        dict(workers=4),
+        dict(workers=3, ahead=0),
+        dict(workers=2, keep=0),
+        dict(workers=7, keep=40 * 40 * 3 * 4),
+    ):
         for _ in range(2):
             assert all(map(torch.equal, run(transform=t, **kw), (x, y)))
 
@@ -502,7 +526,13 @@ def test_features_are_computed_once_and_again_when_anything_changes(tmp_path):
     tower, square = Tower(), [(im.crop((0, 0, 40, 40)), y) for im, y in PIX]
     first = features(tower, square, store=tmp_path)
     assert torch.equal(features(tower, [(s, 0) for s, _ in square], store=tmp_path), first) and tower.calls == 1
-    for change in (dict(name="other"), dict(pretrained="x"), dict(precision="fp16"), dict(digest="1" * 16), dict(test_transform=Still(F.hflip))):
+    for change in (
+        dict(name="other"),
+        dict(pretrained="x"),
+        dict(precision="fp16"),
+        dict(digest="1" * 16),
+        dict(test_transform=Still(F.hflip)),
+    ):
         other = Tower()
         vars(other).update(change)
         if "test_transform" in change:
@@ -523,7 +553,10 @@ def test_an_edited_picture_is_a_new_picture(tmp_path):
     assert tower.calls == 2 and not torch.equal(before[0], after[0]) and torch.equal(before[1], after[1])
 
 
-@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[:20], lambda b: b[:-5], lambda b: b"x" * len(b), lambda b: b[:-4] + b"\xff" * 4])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda b: b"", lambda b: b[:20], lambda b: b[:-5], lambda b: b"x" * len(b), lambda b: b[:-4] + b"\xff" * 4],
+)
 def test_damaged_features_are_computed_again_with_a_word(tmp_path, damage):
     tower, square = Tower(), [(im.crop((0, 0, 40, 40)), y) for im, y in PIX]
     good = features(tower, square, store=tmp_path)

@@ -17,7 +17,9 @@ from mudpt.data import Task
 from mudpt.judge import Tally, harmonic, judge, judge_on, score
 
 pairs = st.integers(2, 6).flatmap(
-    lambda c: st.tuples(st.just(c), st.lists(st.tuples(st.integers(0, c - 1), st.integers(0, c - 1)), min_size=1, max_size=60))
+    lambda c: st.tuples(
+        st.just(c), st.lists(st.tuples(st.integers(0, c - 1), st.integers(0, c - 1)), min_size=1, max_size=60)
+    )
 )
 
 
@@ -99,7 +101,9 @@ class Reader(torch.nn.Module):
         assert (text is None) == (self.order in ("image first", "lockstep"))
         red = (x.flatten(1) if image is None else image)[:, 0].long()
         first = int(classes[0][1:])  # class i is shown by red = i, whichever half it is in
-        return SimpleNamespace(logits=9 * torch.nn.functional.one_hot((red - first).clamp(0, len(classes) - 1), len(classes)).float())
+        return SimpleNamespace(
+            logits=9 * torch.nn.functional.one_hot((red - first).clamp(0, len(classes) - 1), len(classes)).float()
+        )
 
 
 def shown(y, red=None):
@@ -174,7 +178,9 @@ def test_bound_methods_answer_for_their_classes_only(order):
     m = Reader(order=order, class_specific=True, trained_on=t.base.names)
     r = judge(m, t)
     assert r.base == 100 and r.new is r.H is None and r.as_dict()["new"] is None
-    assert "new: n/a, Reader is bound to the 3 classes" in r.notes[0] and "n/a" in r._repr_html_() and "new n/a" in repr(r)
+    assert (
+        "new: n/a, Reader is bound to the 3 classes" in r.notes[0] and "n/a" in r._repr_html_() and "new n/a" in repr(r)
+    )
     assert judge(Reader(class_specific=True, trained_on=t.names), t).accuracy == 100
     assert judge_on(m, [t]).scores == {"reds": None} and judge_on(m, [t]).mean is None
 
