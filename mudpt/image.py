@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['ImageStream', 'OpaqueImage', 'ViT', 'start', 'put', 'tokens', 'prompts', 'finish', 'encode', 'TimmViT', 'image_tower']
 
-# %% ../nbs/01b_image.ipynb #b37efa47
+# %% ../nbs/01b_image.ipynb #b512d723
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from .blocks import open_block, step
 from .core import NoSlots
@@ -126,4 +125,4 @@ def image_tower(net): # The `visual` module of an open_clip model
     "The walker for a model's image tower; opaque if it has no tokens to prompt"
     kind = TimmViT if hasattr(net, 'trunk') else ViT if hasattr(net, 'transformer') and hasattr(net, 'class_embedding') else OpaqueImage
     try: return kind(net)
-    except NoSlots as e: return OpaqueImage(net, type(getattr(net, 'trunk', net)).__name__)
+    except NoSlots: return OpaqueImage(net, type(getattr(net, 'trunk', net)).__name__)

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['FORMAT', 'tensors_of', 'card_of', 'seal', 'save', 'read_card', 'check_clip', 'load_prompts']
 
-# %% ../nbs/03_keep.ipynb #1b2028b7
+# %% ../nbs/03_keep.ipynb #a0309cd9
 import datetime, json, warnings
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
@@ -78,7 +77,7 @@ def _arguments(card, cls)->dict:
     "The constructor's arguments, less those that only a newer version knows"
     known = signature(cls)
     new = sorted(set(card['args']) - set(known))
-    if new: warnings.warn(f"{card['method']} was saved by mudpt {card['mudpt']} with arguments this version does not know: {', '.join(new)}; they are ignored")
+    if new: warnings.warn(f"{card['method']} was saved by mudpt {card['mudpt']} with arguments this version does not know: {', '.join(new)}; they are ignored", stacklevel=3)
     return {k: v for k, v in card['args'].items() if k in known}
 
 def load_prompts(path, # A file written by `save`

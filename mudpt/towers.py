@@ -60,7 +60,6 @@ def _half(model, precision)->torch.dtype|None:
 @property
 def sizes(self:Clip)->dict:
     "What prompts have to fit: widths, blocks and the joint dimension"
-    m = self.model
     if not hasattr(self, '_E'):
         x = torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)
         self._E = self.encode_image(x).shape[-1]

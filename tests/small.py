@@ -24,7 +24,7 @@ CONFIGS = {
         text_cfg=dict(TEXT, scale_heads=True, scale_fc=True, pool_type="eos", eos_id=49407),
     ),
     "timm": dict(
-        embed_dim=96,
+        embed_dim=256,
         vision_cfg=dict(timm_model_name="test_vit", timm_pool="token", timm_proj="linear", image_size=160),
         text_cfg=TEXT,
     ),
