@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 import mudpt.cli as cli
 import mudpt.compare as mc
-from mudpt.cli import app, numbers, settings, words
+from mudpt.cli import app
+from mudpt.terminal import numbers, settings, words
 
 
 def call(*args):
