@@ -136,7 +136,8 @@ def score(method, # A `Prompts`
     "Classify all items and count"
     clip, done, items = method.clip, 0, list(items)
     if not items: raise BadInput("no images to judge: this part of the task is empty")
-    if store is not False and not getattr(method, 'prompts_image', True): batches = _kept(method, items, store, bs)
+    untouched = method.order in ('apart', 'image first') and not method.image() # of the image tower
+    if store is not False and untouched: batches = _kept(method, items, store, bs)
     else: batches = ((x, None, y) for x, y in loader(items, clip.test_transform, bs=bs, workers=workers, keep=0))
     with evaluating(method):
         classes, tally = method.classes(names), Tally(names, clip.device)

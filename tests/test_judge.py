@@ -77,7 +77,7 @@ def test_the_harmonic_mean_lies_between_and_near_the_smaller(a, b):
 class Reader(torch.nn.Module):
     "Knows the class from the red channel; counts what it is asked for"
 
-    order, class_specific, batch_dependent, prompts_image, name = "apart", False, False, True, "Reader"
+    order, class_specific, batch_dependent, stated, name = "apart", False, False, {0: "a prompt"}, "Reader"
 
     def __init__(self, **kw):
         super().__init__()
@@ -87,6 +87,9 @@ class Reader(torch.nn.Module):
         )  # fmt: skip
         self.asked = []
         vars(self).update(kw)
+
+    def image(self):
+        return self.stated
 
     def classes(self, names):
         return list(names)
@@ -125,10 +128,15 @@ def test_class_features_once_where_the_order_allows(order, texts, bs):
 
 
 def test_kept_features_are_used_only_where_the_image_tower_is_untouched(tmp_path):
-    for prompted in (True, False):
-        m = Reader(prompts_image=prompted)
+    for kw, kept in (
+        (dict(), 0),
+        (dict(stated={}, order="lockstep"), 0),
+        (dict(stated={}), 3),
+        (dict(stated={}, order="image first"), 3),
+    ):
+        m = Reader(**kw)
         assert score(m, task().test, task().names, bs=10, store=tmp_path).accuracy == 100
-        assert m.asked.count("image") == (0 if prompted else 3)
+        assert m.asked.count("image") == kept
     assert len(list(tmp_path.rglob("*.safetensors"))) == 1
 
 
