@@ -145,6 +145,7 @@ def run(m:Prompts, images, # [B, 3, H, H], normalised; None if `image` is given
        )->Out:
     "Logits of a batch"
     cl, extra = m.classes(names), {}
+    if images is not None: images = images.to(m.clip.device)
     with m.clip.autocast(): t, v = orders[m.order](m, images, cl, text, image, extra)
     t, v = F.normalize(t.float(), dim=-1), F.normalize(v.float(), dim=-1)
     if len(t) == 1: return Out(m.clip.scale * v @ t[0].T, v, t[0], extra)

@@ -6,8 +6,8 @@
 __all__ = ['OPENAI_KEYS', 'loaders', 'Clip', 'sizes', 'weights_digest', 'encode_image', 'encode_text', 'show', 'preprocess',
            'test_transform', 'model_config', 'build', 'infer_config', 'load_clip', 'Trace', 'trace']
 
-# %% ../nbs/01c_towers.ipynb #31c88973
-import copy, os, warnings
+# %% ../nbs/01c_towers.ipynb #b29648be
+import copy, json, os, warnings
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -133,6 +133,10 @@ def _read(path): # -> (state dict, is it in OpenAI's format?)
 def model_config(name)->dict: # A fresh copy
     "open_clip's configuration for a name, or the configuration itself"
     if isinstance(name, dict): return copy.deepcopy(name)
+    if str(name).startswith('local-dir:'):
+        file = Path(str(name).removeprefix('local-dir:'))/'open_clip_config.json'
+        if not file.is_file(): raise BadFile(f"no configuration at '{file}': give a folder as open_clip saves it")
+        return json.loads(file.read_text())['model_cfg']
     cfg = open_clip.get_model_config(str(name).replace('/', '-'))
     if cfg is None: raise unknown('model', name, open_clip.list_models())
     return copy.deepcopy(cfg)
@@ -174,29 +178,30 @@ def _from_file(name, file, quickgelu):
         raise BadFile(f"'{file}' does not fit {name or 'its own shapes'}: {why}") from e
     return model.float()
 
-def _from_tag(name, tag, quickgelu, cache_dir):
-    "A model with published weights, from open_clip's cache or the hub"
-    if tag not in (tags := open_clip.list_pretrained_tags_by_model(name)): raise unknown(f'weights for {name},', tag, tags)
-    if quickgelu is None: quickgelu = bool(open_clip.get_pretrained_cfg(name, tag).get('quick_gelu', False)) or None
-    try: return oc.create_model(name, tag, cache_dir=cache_dir, force_quick_gelu=bool(quickgelu))
+def _published(name, tag, quickgelu, cache_dir):
+    "A model with its weights: from open_clip's cache or the hub, 'hf-hub:owner/name', or 'local-dir:folder'"
+    if ':' in name: tag, quickgelu = None, bool(quickgelu)
+    elif model_config(name) and tag not in (tags := open_clip.list_pretrained_tags_by_model(name)): raise unknown(f'weights for {name},', tag, tags)
+    if quickgelu is None: quickgelu = bool(open_clip.get_pretrained_cfg(name, tag).get('quick_gelu', False))
+    try: return oc.create_model(name, tag, cache_dir=cache_dir, force_quick_gelu=quickgelu, require_pretrained=True)
     except Exception as e:
-        raise BadFile(f"weights '{tag}' for {name} could not be fetched or read ({type(e).__name__}: {str(e)[:200]}): connect once so that they are cached, or pass file='weights.safetensors'") from e
+        raise BadFile(f"weights {repr(tag) if tag else ''} for {name} could not be fetched or read ({type(e).__name__}: {str(e)[:200]}): connect once so that they are cached, or pass file='weights.safetensors'") from e
 
 # %% ../nbs/01c_towers.ipynb #0293d0f2
 loaders = {} # Names of models that mudpt itself brings, e.g. 'emoji'
 
 def _tokenizer(name, cfg):
     "open_clip's tokenizer for a model; CLIP's own where a bare configuration is given"
-    text = cfg['text_cfg']
     if isinstance(name, str) and not name.startswith('local-dir:'):
         try: return open_clip.get_tokenizer(name)
         except Exception as e: raise BadFile(f"the tokenizer of {name} could not be fetched ({type(e).__name__}): connect once so that it is cached, or pass tokenizer=") from e
+    text = (model_config(name) if isinstance(name, str) else cfg)['text_cfg']
     if 'hf_tokenizer_name' in text: return open_clip.tokenizer.HFTokenizer(text['hf_tokenizer_name'], context_length=text.get('context_length', 77))
     if text.get('vocab_size', 49408) < 49408: raise BadInput(f"vocabulary of {text['vocab_size']} is not CLIP's: pass tokenizer=")
     return open_clip.SimpleTokenizer(context_length=text.get('context_length', 77))
 
-# %% ../nbs/01c_towers.ipynb #eb6722d2
-def load_clip(name=None, # open_clip's model name, 'emoji', a configuration dict, or None with an OpenAI file
+# %% ../nbs/01c_towers.ipynb #498bbf05
+def load_clip(name=None, # open_clip's model name, 'hf-hub:owner/name', 'local-dir:folder', 'emoji', a configuration dict, or None with an OpenAI file
               pretrained=None, # Tag of published weights, e.g. 'openai'; None with a name alone gives random weights
               file=None, # A checkpoint in open_clip's or OpenAI's format
               device=None, # None: GPU if there is one
@@ -214,11 +219,11 @@ def load_clip(name=None, # open_clip's model name, 'emoji', a configuration dict
         if pretrained == 'openai' and quickgelu is None: quickgelu = True
         model = _from_file(name, file, quickgelu)
     elif name is None: raise BadInput("load_clip needs a model name, e.g. load_clip('ViT-B-16', 'openai'), or file=")
-    elif pretrained: cfg = model_config(name); model = _from_tag(name, pretrained, quickgelu, cache_dir)
+    elif pretrained or (isinstance(name, str) and ':' in name): model = _published(name, pretrained, quickgelu, cache_dir)
     else: model = build(model_config(name), quickgelu)
-    cfg = infer_config(model.state_dict()) if name is None else model_config(name)
     label = name if isinstance(name, str) else 'custom'
-    return Clip(model, tokenizer or _tokenizer(name, cfg), label, str(file) if file is not None else pretrained, dev, precision)
+    if tokenizer is None: tokenizer = _tokenizer(name, infer_config(model.state_dict()) if name is None else name)
+    return Clip(model, tokenizer, label, str(file) if file is not None else pretrained, dev, precision)
 
 # %% ../nbs/01c_towers.ipynb #e0df508f
 class Trace:

@@ -1,12 +1,14 @@
 """Weights come in several formats and must come out as the model they were trained as"""
 
 import copy
+import json
 import pickle
 
 import open_clip
 import pytest
 import torch
 from open_clip.transformer import QuickGELU
+from safetensors.torch import save_file
 from small import CONFIGS, images
 
 from mudpt.core import BadFile, BadInput, Unknown, seed_all
@@ -95,8 +97,6 @@ def test_open_clip_format(suffix, tmp_path):
     if suffix == "pt":
         torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "m.pt")
     else:
-        from safetensors.torch import save_file
-
         save_file(state, tmp_path / "m.safetensors")
     clip = load_clip({**CFG, "quick_gelu": False}, file=tmp_path / f"m.{suffix}", device="cpu")
     assert activation(clip)[0] is torch.nn.GELU and exact(clip, model)
@@ -129,6 +129,24 @@ def test_refusals(reference, tmp_path):
     refused(Unknown, "did you mean 'ViT-B-16'", "ViT-B16", "openai")
     refused(Unknown, "did you mean 'openai'", "ViT-B-16", "openia")
     refused(BadInput, "needs a model name")
+
+
+def test_a_folder_as_open_clip_saves_it(tmp_path):
+    seed_all(1)
+    model = build(CFG).eval()
+    (tmp_path / "open_clip_config.json").write_text(
+        json.dumps(dict(model_cfg=CFG, preprocess_cfg=dict(mean=[0.5] * 3)))
+    )
+    save_file(
+        {k: v for k, v in model.state_dict().items() if k != "attn_mask"}, tmp_path / "open_clip_model.safetensors"
+    )
+    clip = load_clip(f"local-dir:{tmp_path}", device="cpu")
+    assert clip.mean == (0.5, 0.5, 0.5) and activation(clip)[0] is QuickGELU and exact(clip, model)
+    (tmp_path / "open_clip_model.safetensors").unlink()
+    with pytest.raises(BadFile, match="could not be fetched or read"):
+        load_clip(f"local-dir:{tmp_path}", device="cpu")
+    with pytest.raises(BadFile, match="could not be fetched or read"):
+        load_clip("local-dir:nowhere", device="cpu")
 
 
 def test_no_network_is_a_sentence(monkeypatch, tmp_path):
