@@ -45,6 +45,7 @@ class Prompts(nn.Module):
     train_only: tuple = () # Parameters (by prefix) that prediction does not need
     recipe: dict = {} # The paper's training settings
     source, tier = '', 'A' # Paper; A: labels only
+    takes_template = False # Does its `template` argument mean the task's own sentence?
 
     def __init__(self, clip): # A `Clip`
         super().__init__()
@@ -77,6 +78,7 @@ def signature(cls)->dict: # {argument: inspect.Parameter}
 
 Prompts.__init_subclass__ = classmethod(_init_subclass)
 Prompts.args = property(lambda self: {k: getattr(self, k) for k in signature(type(self))})
+Prompts.prompts_image = property(lambda self: self.order in ('text first', 'lockstep') or bool(self.image())) # If not, plain image features may be kept
 Prompts.name = property(lambda self: type(self).__name__)
 Prompts.n_trainable = property(lambda self: sum(p.numel() for p in self.parameters() if p.requires_grad))
 

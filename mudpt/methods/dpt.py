@@ -37,7 +37,7 @@ class DPT(CoOp):
     "Dual prompts with class-aware visual prompts"
     source = 'Xing et al. 2023, arXiv 2208.08340'
     recipe = dict(lr=0.01, epochs=100, bs=32, bs_test=50, warmup=10)
-    after_ln, train_only = True, ('heads',)
+    after_ln, takes_template, train_only = True, True, ('heads',)
 
     def __init__(self, clip, # A `Clip` with open towers
                  n_ctx:int=16, # Text context vectors

@@ -17,7 +17,7 @@ SEVEN = ['itap of a {}.', 'a bad photo of the {}.', 'a origami {}.', 'a photo of
 
 class ZeroShot(Prompts):
     "Frozen CLIP with a template, or with an ensemble of templates"
-    source, recipe = 'Radford et al. 2021, arXiv 2103.00020', dict(epochs=0)
+    source, recipe, takes_template = 'Radford et al. 2021, arXiv 2103.00020', dict(epochs=0), True
 
     def __init__(self, clip, # A `Clip`
                  template='a photo of a {}.', # The data set's sentence, '{}' for the name; None with `ensemble` for the seven alone
