@@ -6,12 +6,12 @@
 __all__ = ['STYLE', 'svg', 'text', 'line', 'mark', 'nice', 'scale', 'groups', 'series', 'whisker', 'accuracy_chart', 'smooth',
            'thin', 'panel', 'loss_chart', 'price_chart', 'short', 'names', 'time_chart']
 
-# %% ../nbs/24c_charts.ipynb #fd45fe02
+# %% ../nbs/24c_charts.ipynb #595ac8e6
 import math
 from html import escape
 from statistics import fmean, pstdev
 
-from .table import MEASURES, harmonic_of, one_line, ordered
+from .table import MEASURES, one_line, ordered
 
 # %% ../nbs/24c_charts.ipynb #db7a52b2
 STYLE = """.mudpt-chart{--fg:#1c2126;--dim:#6a737d;--rule:#d9dee3;--a:#0868ac;--b:#d9560b;--paper:#fff;max-width:100%;height:auto;font:12px system-ui,sans-serif}

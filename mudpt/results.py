@@ -43,7 +43,7 @@ def budget(info:dict) -> str: # A sentence
     "What the methods were given to train with"
     same = [f'{info[k]} {what}' for k,what in (('epochs', 'epochs'), ('bs', 'images per batch')) if info.get(k)]
     if not same: return "Every method trained with its own published recipe (epochs, batch size, learning rate)."
-    return f"All trained methods had {' and '.join(same)} alike; everything else is each method's published recipe."
+    return f"All trained methods had {' and '.join(same)} alike; learning rate and share of warm-up are each method's own."
 
 def precision_note(rows:list) -> str: # A sentence, or nothing
     "How far an accuracy on so many test images can be trusted, whatever the seeds say"

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['MEASURES', 'harmonic_of', 'by_seed', 'spread', 'one_line', 'ordered', 'markdown', 'html_table', 'rich_table', 'Table']
 
-# %% ../nbs/24b_table.ipynb #e24c3eee
-import html, io
+# %% ../nbs/24b_table.ipynb #b8079b8c
 from statistics import fmean, pstdev
 
 import pandas as pd

@@ -51,8 +51,18 @@ def test_lists_numbers_and_settings():
 def test_compare_writes_a_table_and_a_report(small):
     r = call("compare", "--shots", 4, "--seeds", "1-2", "--tasks", "a,b", "--out", "res")
     assert r.exit_code == 0, r.output
-    assert "Method" in r.output and "average over tasks" in r.output and "5 epochs and 4 images per batch alike" in r.output
-    assert {p.name for p in (small / "res").iterdir()} == {"cells", "results.json", "table.md", "table.csv", "report.html"}
+    assert (
+        "Method" in r.output
+        and "average over tasks" in r.output
+        and "5 epochs and 4 images per batch alike" in r.output
+    )
+    assert {p.name for p in (small / "res").iterdir()} == {
+        "cells",
+        "results.json",
+        "table.md",
+        "table.csv",
+        "report.html",
+    }
     assert len(json.loads((small / "res/results.json").read_text())["rows"]) == 8
 
 

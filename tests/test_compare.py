@@ -14,7 +14,11 @@ from mudpt.table import Table, harmonic_of
 
 
 def run(methods=(Nothing, Method), **kw):
-    return compare(list(methods), kw.pop("tasks", [task()]), **{"shots": 4, "seeds": (1, 2), "clip": clip(), "bar": False, "workers": 1, **kw})
+    return compare(
+        list(methods),
+        kw.pop("tasks", [task()]),
+        **{"shots": 4, "seeds": (1, 2), "clip": clip(), "bar": False, "workers": 1, **kw},
+    )
 
 
 def test_one_row_per_method_task_and_seed():
@@ -70,11 +74,24 @@ def test_interrupted_comparison_continues_with_the_missing_cell(tmp_path, monkey
 
 
 def test_a_cell_is_known_by_everything_it_depends_on():
-    t, base = task(), dict(method="A", args={}, task="colours", seed=1, shots=4, protocol="base-to-new", epochs=None, bs=None)
+    t, base = (
+        task(),
+        dict(method="A", args={}, task="colours", seed=1, shots=4, protocol="base-to-new", epochs=None, bs=None),
+    )
     key = lambda clip=clip(), t=t, **kw: mc.cell_key(base | kw, clip, t)
     other = clip()
     other.digest = "0" * 16
-    keys = [key(), key(seed=2), key(shots=2), key(epochs=3), key(bs=8), key(args=dict(depth=3)), key(method="B"), key(clip=other), key(t=task(5))]
+    keys = [
+        key(),
+        key(seed=2),
+        key(shots=2),
+        key(epochs=3),
+        key(bs=8),
+        key(args=dict(depth=3)),
+        key(method="B"),
+        key(clip=other),
+        key(t=task(5)),
+    ]
     assert len(set(keys)) == len(keys) and key() == keys[0]
 
 
@@ -123,7 +140,9 @@ def test_harmonic_mean_is_taken_of_averages():
 
 
 def test_an_incomplete_method_is_never_bold():
-    kw = dict(task="t", protocol="few-shot", macro_f1=1.0, ece=1.0, trainable=1, seconds=1.0, peak_mib=1.0, order="apart")
+    kw = dict(
+        task="t", protocol="few-shot", macro_f1=1.0, ece=1.0, trainable=1, seconds=1.0, peak_mib=1.0, order="apart"
+    )
     rows = [dict(method="A", seed=1, accuracy=99.0, status="ok", **kw), dict(method="A", seed=2, status="error", **kw),
             *(dict(method="B", seed=s, accuracy=50.0, status="ok", **kw) for s in (1, 2))]  # fmt: skip
     a, b = str(Table(rows)).split("\n")[2:4]
