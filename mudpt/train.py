@@ -104,37 +104,48 @@ class Stored:
         order = torch.randperm(len(self.y), generator=g)
         for i in order[:len(self) * self.bs].split(self.bs): yield self.x[i],self.y[i]
 
-# %% ../nbs/22_train.ipynb #878d20e4
+# %% ../nbs/22_train.ipynb #1ba324cb
 PLACE = 'epoch', 'step', 'at', 'images', 'seconds', 'waited'
 
 class Keeping(Setup):
-    "A run whose state can be taken out and put back"
+    "A run that can go back to where it was"
     epoch = step = at = images = 0 # Epochs done, steps done, steps done of this epoch, images seen
     seconds = waited = 0. # Time in steps, and how much of it was spent waiting for images
 
-    def made_with(self) -> dict:
-        "What a run must have in common with the one that continues it"
-        m = self.method
-        return self.o | {f'{m.name}.{k}': v for k,v in m.args.items()} | dict(method=m.name, clip=self.clip.digest, images=self.task.fingerprint)
-
-    def state_dict(self) -> dict: # Copies on the CPU, and plain numbers
-        "Everything a continued run needs"
-        return dict(made_with=plain(self.made_with()), place={k: getattr(self, k) for k in PLACE}, history=list(self.history),
-            losses=self.buffer[:self.at].tolist(), prompts={k: p.detach().cpu().clone() for k,p in self.method.named_parameters()},
+    def moment(self) -> dict: # Copies on the CPU, and plain numbers
+        "Where the run stands"
+        return dict(place={k: getattr(self, k) for k in PLACE}, history=list(self.history), losses=self.buffer[:self.at].tolist(),
+            prompts={k: p.detach().cpu().clone() for k,p in self.method.named_parameters()},
             optimiser=copy.deepcopy(self.optimiser.state_dict()) if self.optimiser else {}, scaler=self.scaler.state_dict())
 
-    def load_state_dict(self, s:dict) -> None: # From `state_dict` of a run made the same way
-        "Take a run up where it was put down"
-        mine,theirs = plain(self.made_with()),s['made_with']
-        for k in (mine | theirs).keys() - {'eval_every'}:
-            if mine.get(k) != theirs.get(k): raise BadInput(f"{k} is {mine.get(k)!r} here and {theirs.get(k)!r} in the saved run: make the trainer as that one was made")
+    def go_to(self, s:dict): # From `moment`
+        "Stand there again"
         with torch.no_grad():
             for k,p in self.method.named_parameters(): p.copy_(s['prompts'][k])
         if self.optimiser: self.optimiser.load_state_dict(copy.deepcopy(s['optimiser']))
         self.scaler.load_state_dict(s['scaler'])
         for k,v in s['place'].items(): setattr(self, k, v)
-        self.history = list(s['history'])
+        self.history,self.good = list(s['history']),s
         self.buffer[:self.at] = torch.tensor(s['losses'])
+
+# %% ../nbs/22_train.ipynb #b1e96704
+class Kept(Keeping):
+    "A run whose state can be kept in a file"
+    def made_with(self) -> dict:
+        "What a run must have in common with the one that continues it"
+        m = self.method
+        return plain(self.o | {f'{m.name}.{k}': v for k,v in m.args.items()} | dict(method=m.name, clip=self.clip.digest, images=self.task.fingerprint))
+
+    def state_dict(self) -> dict: # Tensors, numbers and text; safe for `torch.save`
+        "Everything a continued run needs"
+        return self.moment() | dict(made_with=self.made_with())
+
+    def load_state_dict(self, s:dict) -> None: # From `state_dict` of a run made the same way
+        "Take a run up where it was put down"
+        mine,theirs = self.made_with(),s['made_with']
+        for k in sorted((mine | theirs).keys() - {'eval_every'}):
+            if mine.get(k) != theirs.get(k): raise BadInput(f"{k} is {mine.get(k)!r} here and {theirs.get(k)!r} in the saved run: make the trainer as that one was made")
+        self.go_to(s)
 
 # %% ../nbs/22_train.ipynb #b27ad119
 class Diverged(MudptError, ArithmeticError): "The loss stopped being a number"
@@ -147,18 +158,18 @@ def check_losses(t, # A trainer
     if not len(bad): return
     i,lr,epoch = int(bad[0]),t.lr,t.epoch
     value,step = float(t.buffer[i]),t.step - t.at + i + 1
-    t.load_state_dict(t.good)
+    t.go_to(t.good)
     raise Diverged(f"the loss became {value} at step {step} (epoch {epoch}, learning rate {lr:.3g}); the prompts are back where epoch {epoch} began. "
                    f"Try lr={t.o['lr']/10:.2g} or clip_grad=1.0" + (", or amp='bf16'" if t.scaler.is_enabled() else ''))
 
-# %% ../nbs/22_train.ipynb #88b2dbf4
-class Stepping(Keeping):
+# %% ../nbs/22_train.ipynb #042aba4e
+class Stepping(Kept):
     "One epoch: begin, step, step, ..., end"
     def begin_epoch(self):
         "Learning rates, order of images and random numbers of this epoch; a copy to come back to"
         if not self.at:
             self.buffer = torch.zeros_like(self.buffer)
-            self.good = self.state_dict()
+            self.good = self.moment()
         seed_all(self.o['seed'] * 100_003 + self.epoch)
         for g in self.optimiser.param_groups: g['lr'] = lr_at(self.epoch, g['base_lr'], self.o['epochs'], g['warmup'], self.o['sched'])
         self.batches.set_epoch(self.epoch)

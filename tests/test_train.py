@@ -264,7 +264,7 @@ def test_log_and_bar_listen_together(tmp_path, capsys):
     make(epochs=2).fit(Bar(always=True), log)
     assert [e["kind"] for e in log.read()] == ["start", "epoch", "epoch", "end"]
     assert all(json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines())
-    assert "12 steps in 0:00" in capsys.readouterr().err
+    assert "12 steps in 0:0" in capsys.readouterr().err
     assert log.read()[-1]["peak_mib"] > 10
 
 
