@@ -121,9 +121,10 @@ def loss_chart(rows) -> str: # SVG
     by = {n: c for n,rs in groups(rows).items() if (c := [r for r in rs if r.get('losses')])}
     if not by: return ''
     curves = {n: [(f"{r['task']}, seed {r['seed']}", thin(smooth(r['losses'], max(5, len(r['losses']) // 25)))) for r in rs] for n,rs in by.items()}
-    top,w,h,per = nice(0, max(v for cs in curves.values() for _,p in cs for _,v in p), 4)[-1],235,132,3
+    w,h,per = 235,132,3
     out = ''
     for i,(n,cs) in enumerate(curves.items()):
+        top = nice(0, max(v for _,p in cs for _,v in p), 3)[-1]
         last = text(w - 14, h - 8, f"{by[n][0]['recipe']['epochs']} epochs", 'end', 'dim', 'font-size="10"')
         out += f'<g transform="translate({i % per * w} {i // per * h})">{panel(n, cs, top, w, h)}{last}</g>'
     return svg(per * w, -(-len(by) // per) * h, out, 'Training loss per method')

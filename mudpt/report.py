@@ -90,7 +90,7 @@ def report(c) -> str: # HTML of a `Comparison`
         '<ul>' + ''.join(f'<li>{escape(n)}</li>' for n in c.notes()) + '</ul>',
         figure(accuracy_chart(rows), 'Accuracy', 'Pale dots: single runs. Large marks: means; whiskers: one standard deviation.' + (' Dashed: zero-shot CLIP. Right of it is better.' if two else '')),
         figure(price_chart(rows), 'What it costs in parameters', 'Numbers trained, against what they bring.'), figure(time_chart(rows), 'What it costs in time', 'Training only, without loading the model and without judging.'),
-        figure(loss_chart(rows), 'Training loss', 'Running mean, a line per run. Losses of different methods may hold different terms: compare shapes, not heights.'), plans(rows),
+        figure(loss_chart(rows), 'Training loss', 'Running mean, a line per run, each method on its own axis: their losses hold different terms, so compare shapes, not heights.'), plans(rows),
         '<section><h2>Class by class</h2>' + ''.join(class_table(rows, t) for t in table.tasks) + '</section>', failures(rows)]
     return ("<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width,initial-scale=1'><title>mudpt: prompt tuning compared</title>"
             f"<style>{PAGE}{STYLE}</style><body>{''.join(body)}</body></html>")
