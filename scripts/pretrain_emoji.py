@@ -162,13 +162,14 @@ def run(a):
         net.clip.load_state_dict(c["net"])
         opt.load_state_dict(c["opt"])
         step, spent = c["step"], c["seconds"]
+        forget(a.out / "log.jsonl", step)
     if a.compile:
         net.blocks = torch.compile(Net.walk, dynamic=False)
     data = torch.utils.data.DataLoader(
         Batches(a.steps, a.bs, a.seed), batch_size=None, sampler=range(step, a.steps), num_workers=a.workers,
         prefetch_factor=4 if a.workers else None,
     )  # fmt: skip
-    start, saved, total = time.time() - spent, time.time(), 0.0
+    start, saved, total, seen = time.time() - spent, time.time(), 0.0, 0
     for x, t, y in data:
         torch.manual_seed(a.seed * 10**6 + step)
         done = (time.time() - start) / 60 / a.minutes if a.minutes else step / a.steps
@@ -180,14 +181,13 @@ def run(a):
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         opt.step()
         net.clip.logit_scale.data.clamp_(0, math.log(100))
-        step, total = step + 1, total + loss.item()
+        step, total, seen = step + 1, total + loss.item(), seen + 1
         last = step == a.steps or bool(a.minutes and time.time() - start > 60 * a.minutes)
         if step % a.every == 0 or last:
-            mean = round(total / ((step - 1) % a.every + 1), 4)
-            row = dict(step=step, images=step * a.bs, seconds=round(time.time() - start), loss=mean)
+            row = dict(step=step, images=step * a.bs, seconds=round(time.time() - start), loss=round(total / seen, 4))
             if step % (10 * a.every) == 0 or last:
                 row.update({s: watch(net, s) for s in ("noto", *held_out_styles)})
-            total = 0.0
+            total, seen = 0.0, 0
             with (a.out / "log.jsonl").open("a", encoding="utf-8") as f:
                 f.write(json.dumps(row) + "\n")
         if time.time() - saved > 120 or step == a.stop or last:
@@ -197,6 +197,13 @@ def run(a):
             saved = time.time()
         if step == a.stop or last:
             break
+
+
+def forget(log, step):
+    "Lines written after the checkpoint that a run continues from will be written again"
+    if log.exists():
+        lines = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= step]
+        log.write_text("".join(line + "\n" for line in lines))
 
 
 def plan(a):

@@ -48,7 +48,11 @@ def test_pixels_do_not_depend_on_the_process():
     code += "print(digest(b''.join(scene('fox', s, k, 2).image().tobytes() for s in styles for k in range(4))))"
     got = {
         subprocess.run(
-            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": h}, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": h},
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
         for h in ("1", "2")
     }
