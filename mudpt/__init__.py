@@ -2,26 +2,31 @@
 
 __version__ = "0.0.1"
 
-_HOME = {  # name -> the module that defines it; looked up when first used, so that `import mudpt` is light
+_HOME = {  # module -> its names; a module is imported when one of its names is first used, so `import mudpt` is light
     "core": "MudptError BadInput BadFile NoSlots Unknown seed_all",
     "towers": "Clip load_clip trace",
-    "prompts": "Prompts Out methods run",
+    "prompts": "Prompts Out run",
     "methods": "ZeroShot CoOp CoCoOp VPT IVLP MaPLe MuDPT DCP DPT",
     "keep": "load_prompts read_card",
+    "data": "Task folder listing open_image",
+    "cache": "features",
+    "train": "Trainer Event Bar Log",
+    "judging": "judge judge_on score harmonic",
+    "comparing": "compare",
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names.split()}
-__all__ = [*_WHERE, "emoji"]
+__all__ = [*_WHERE, "methods", "emoji"]
 
 
 def __getattr__(name):
     from importlib import import_module
 
-    if name == "emoji":
-        return import_module("mudpt.emoji")
-    if name not in _WHERE:
+    if name not in __all__:
         raise AttributeError(f"module 'mudpt' has no attribute '{name}'")
     for module in ("methods", "keep"):  # methods register themselves; prompts learn to save
         import_module(f"mudpt.{module}")
+    if name in ("methods", "emoji"):
+        return import_module(f"mudpt.{name}")
     return getattr(import_module(f"mudpt.{_WHERE[name]}"), name)
 
 

@@ -38,7 +38,7 @@ def compare(methods: Annotated[str, Option(help='Names with commas; all if omitt
             set: Set = [], model: Model = 'emoji', pretrained: Pretrained = None, file: File = None, device: Device = None, # noqa: B006
             precision: Precision = 'fp32', debug: Debug = False):
     "Train and judge methods side by side; an interrupted comparison continues where it stopped"
-    from mudpt.compare import compare as run
+    from mudpt.comparing import compare as run
     args = settings(set)
     for name,a in args.items(): the_class(name, a)
     if model == 'emoji' and not published: epochs,bs = epochs or DEMO['epochs'],bs or DEMO['bs']
@@ -69,7 +69,7 @@ def train(method: Annotated[str, Argument(help='Which method, for example MaPLe'
           log: Annotated[Optional[Path], Option(help='Write events to this file, a JSON object a line')] = None, set: Set = [], # noqa: B006
           model: Model = 'emoji', pretrained: Pretrained = None, file: File = None, device: Device = None, precision: Precision = 'fp32', debug: Debug = False):
     "Train one method's prompts and save them in one file"
-    from mudpt.compare import find_task, made_for
+    from mudpt.comparing import find_task, made_for
     import mudpt.keep # noqa: F401  (gives methods their `save`)
     from mudpt.core import BadInput, seed_all, unknown
     from mudpt.train import Bar, Log, Trainer
@@ -94,8 +94,8 @@ def judge(prompts: Annotated[Path, Argument(help='A prompt file from mudpt train
           json_: Json = False, debug: Debug = False):
     "Judge a prompt file on the test images of a task"
     import mudpt.methods # noqa: F401
-    from mudpt.compare import find_task
-    from mudpt.judge import judge as run
+    from mudpt.comparing import find_task
+    from mudpt.judging import judge as run
     from mudpt.keep import load_prompts
     r = run(load_prompts(prompts, the_clip(model, pretrained, file, device, precision)), find_task(task))
     if json_: return typer.echo(json.dumps(r.as_dict()))
@@ -161,7 +161,7 @@ def methods(which: Annotated[str, Argument(help='One method, with its arguments;
             json_: Json = False, debug: Debug = False):
     "What methods there are, and what they train on a CLIP (its weights are not needed)"
     from rich.table import Table
-    from mudpt.compare import find_methods
+    from mudpt.comparing import find_methods
     clip = the_clip(model, pretrained, file, 'cpu')
     all = [facts(c, clip) for c in find_methods(words(which) or None)]
     if json_: return typer.echo(json.dumps(all, default=str, ensure_ascii=False))

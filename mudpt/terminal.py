@@ -94,7 +94,7 @@ def the_clip(model, pretrained=None, file=None, device=None, precision='fp32'):
 
 def the_class(name:str, args:dict): # A method's class
     "A method by name; its arguments are checked before anything is loaded"
-    from mudpt.compare import find_methods
+    from mudpt.comparing import find_methods
     from mudpt.core import unknown
     from mudpt.prompts import signature
     cls = find_methods([name])[0]

@@ -208,7 +208,7 @@ class Accounts(Stepping):
 
     def validate(self) -> dict:
         "Scores on the task's validation images"
-        from mudpt.judge import score
+        from mudpt.judging import score
         self.method.eval()
         s = score(self.method, self.task.val, self.task.names)
         return dict(accuracy=s.accuracy, macro_f1=s.macro_f1)

@@ -28,8 +28,12 @@ PX, COLUMNS = 64, 25
 RUNS = {
     "Animals & Nature": [("monkey face", "animals"), ("bouquet", "nature")],
     "Food & Drink": [("grapes", "food")],
-    "Travel & Places": [("globe showing Europe-Africa", "places"), ("locomotive", "vehicles"),
-                        ("bellhop bell", "objects"), ("new moon", "nature")],
+    "Travel & Places": [
+        ("globe showing Europe-Africa", "places"),
+        ("locomotive", "vehicles"),
+        ("bellhop bell", "objects"),
+        ("new moon", "nature"),
+    ],
     "Activities": [("jack-o-lantern", "activities")],
     "Objects": [("glasses", "objects")],
 }

@@ -8,7 +8,7 @@ from fakes import Explodes, Method, Nothing, clip, task
 from typer.testing import CliRunner
 
 import mudpt.cli as cli
-import mudpt.compare as mc
+import mudpt.comparing as mc
 from mudpt.cli import app
 from mudpt.terminal import numbers, settings, words
 

@@ -5,9 +5,9 @@ from html.parser import HTMLParser
 import pytest
 from fakes import Draws, Explodes, Method, Nothing, clip, task
 
-import mudpt.compare as mc
+import mudpt.comparing as mc
 from mudpt.charts import accuracy_chart, nice
-from mudpt.compare import compare, find_methods, find_task, load
+from mudpt.comparing import compare, find_methods, find_task, load
 from mudpt.core import BadInput, MudptError, Unknown
 from mudpt.report import report
 from mudpt.table import Table, harmonic_of

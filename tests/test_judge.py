@@ -14,7 +14,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 
 from mudpt.core import BadInput, MudptError
 from mudpt.data import Task
-from mudpt.judge import Tally, harmonic, judge, judge_on, score
+from mudpt.judging import Tally, harmonic, judge, judge_on, score
 
 pairs = st.integers(2, 6).flatmap(
     lambda c: st.tuples(

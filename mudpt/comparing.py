@@ -7,13 +7,13 @@ __all__ = ['PROTOCOLS', 'find_methods', 'find_task', 'cell_key', 'fill', 'made_f
            'fill_or_fetch', 'compare', 'Comparison', 'load']
 
 # %% ../nbs/24_compare.ipynb #1a6cdf91
-import inspect, json, time, traceback
+import json, time, traceback
 from pathlib import Path
 
 import torch
 
 from .core import BadInput, MudptError, digest, seed_all, unknown, write_whole
-from .judge import harmonic, score
+from .judging import harmonic, score
 from .listen import Bar, Peak, plain
 from .results import Comparison, circumstances, have, load, save
 from .table import ordered
@@ -81,7 +81,7 @@ def fill(cell:dict, # Which method, task, seed, ...
 # %% ../nbs/24_compare.ipynb #4fd1b06e
 def made_for(cls, task) -> dict: # Constructor arguments
     "Arguments a method takes from its task"
-    return dict(template=task.template) if 'template' in inspect.signature(cls.__init__).parameters else {}
+    return dict(template=task.template) if getattr(cls, 'takes_template', False) else {}
 
 # %% ../nbs/24_compare.ipynb #062b1316
 def numbers(scores:dict, # `Scores` by part: base and new, or all
