@@ -7,9 +7,10 @@ __all__ = ['methods', 'orders', 'Out', 'Prompts', 'signature', 'classes', 'froze
            'text_first', 'lockstep', 'run', 'vectors', 'enters', 'plan', 'groups', 'batch_of', 'predict', 'classifier',
            'check_n', 'check_depth', 'from_phrase']
 
-# %% ../nbs/02_prompts.ipynb #92c048a3
+# %% ../nbs/02_prompts.ipynb #7f094012
 import functools, inspect
 from dataclasses import dataclass, field
+from html import escape
 
 import torch
 import torch.nn.functional as F
@@ -174,7 +175,7 @@ def plan(self:Prompts)->dict:
 
 def _repr_html_(self):
     note = f'{self.n_trainable:,} trained numbers · order: {self.order}' + (' · depends on batch-mates' if self.batch_dependent else '')
-    return draw(self.plan(), f"{self.name}({', '.join(f'{k}={v!r}' for k, v in self.args.items())})", note)
+    return draw(self.plan(), self.name, note) + f'<div style="font:12px ui-monospace,monospace;opacity:.75">{escape(repr(self))}</div>'
 
 Prompts.enters, Prompts.plan, Prompts._repr_html_ = enters, plan, _repr_html_
 Prompts.__repr__ = lambda self: f"{self.name}({', '.join(f'{k}={v!r}' for k, v in self.args.items())})"

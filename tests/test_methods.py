@@ -90,7 +90,7 @@ def test_contract(kind, name, kw, tmp_path):
     with torch.no_grad():  # an image's logits do not depend on its batch-mates, unless the method says so
         alone = torch.cat([m(i[None], NAMES).logits for i in x])
     off = (alone - out.logits).abs().max()
-    assert off > 1e-3 if m.batch_dependent else off < 1e-3
+    assert off > 1e-4 if m.batch_dependent else off < 1e-4
 
     if m.order in ("apart", "text first"):  # what may be computed once, may be
         with torch.no_grad():
@@ -131,13 +131,18 @@ def test_resnet(name, kw):
     assert m(images(clip), NAMES).logits.isfinite().all()
 
 
-@pytest.mark.parametrize("name,kw", CASES, ids=IDS)
+def learns_in_text(name, kw):
+    return name not in ("ZeroShot", "VPT") and kw.get("stage") != "vpt"
+
+
+TEXT_CASES = [(c, i) for c, i in zip(CASES, IDS, strict=True) if learns_in_text(*c)]
+
+
+@pytest.mark.parametrize("name,kw", [c for c, _ in TEXT_CASES], ids=[i for _, i in TEXT_CASES])
 def test_chunks_change_nothing(name, kw):
     "Names in chunks, recomputed in the backward pass: same logits, same gradients"
     m = make("vit", name, kw)
     x, grads = images(m.clip), []
-    if not m.n_trainable or name in ("VPT",):
-        pytest.skip("no gradient passes the text tower")
     for m.clip.text.chunk in (None, 1, 3):
         m.zero_grad()
         out = m(x, NAMES)
