@@ -7,7 +7,7 @@ __all__ = ['Model', 'Pretrained', 'File', 'Recorded', 'Device', 'Precision', 'De
            'numbers', 'settings', 'told', 'screen', 'say', 'left_over', 'the_clip', 'the_class']
 
 # %% ../nbs/50a_terminal.ipynb #f508cb1c
-import ast, functools, sys
+import ast, functools, sys, warnings
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -48,6 +48,7 @@ def told(command):
     "Wrap a command: foreseen errors become a sentence, Ctrl-C becomes exit code 130"
     @functools.wraps(command)
     def run(*a, **kw):
+        warnings.showwarning = lambda message, *_, **__: say(f'note: {message}')  # a sentence, without the line of code it came from
         try: return command(*a, **kw)
         except KeyboardInterrupt:
             say(f"\nStopped. {left_over(command.__name__, kw)}")

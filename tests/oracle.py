@@ -38,7 +38,8 @@ def make(meta, clip, z):
     "The method a case describes"
     m, c, names = meta["method"], meta["config"], meta["classnames"]
     init, text_n, vis_n = c.get("ctx_init") or None, c.get("n_ctx_text"), c.get("n_ctx_vision")
-    place = dict(csc=c.get("csc", False), position=c.get("class_token_position", "end"))
+    csc = c.get("csc", False) and not init  # the reference ignores it beside a phrase
+    place = dict(csc=csc, position=c.get("class_token_position", "end"))
     template = meta.get("template") or "a photo of a {}."
     match m:
         case "zeroshot":
