@@ -104,3 +104,19 @@ def test_unknown_names_suggest():
 
 def test_version():
     assert call("version").output.strip()
+
+
+def test_unreadable_pictures_are_counted_and_named(tmp_path, capsys):
+    from PIL import Image
+
+    from mudpt.cli import readable
+    from mudpt.core import BadInput
+
+    good, bad = tmp_path / "good.png", tmp_path / "bad.jpg"
+    Image.new("RGB", (8, 8)).save(good)
+    bad.write_bytes(b"\xff\xd8\xff\xe0 no picture")
+    assert readable([good, bad]) == [good]
+    said = capsys.readouterr().err
+    assert "1 of 2 images are left out" in said and "bad.jpg" in said
+    with pytest.raises(BadInput, match="bad.jpg"):
+        readable([bad])
