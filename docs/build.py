@@ -48,7 +48,7 @@ def copy_sources(src, cfg):
 
 def from_site(text, repository):
     "index.ipynb stands at the top of the repository but among the pages of the site: its links move with it."
-    files = "|".join(re.escape(p.name) for p in ROOT.iterdir() if p.is_file())
+    files = "|".join([*(re.escape(p.name) for p in ROOT.iterdir() if p.is_file()), r"(?:docs|scripts|tests)/[\w./-]+"])
     return re.sub(rf"\]\(({files})\)", rf"]({repository}/\1)", text.replace("](nbs/", "]("))
 
 
