@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from .blocks import attend, attend_shared, causal, open_block, qkv
+from .blocks import step as block_step
 from .core import BadInput, NoSlots
 
 # %% ../nbs/01a_text.ipynb #901fd7f8
@@ -186,7 +187,6 @@ def start(self:FullText, cl:Classes, ctx=None, # Vectors [n, D], or one set per 
 
 def step(self:FullText, i:int, s:TextStream):
     "Block `i`"
-    from mudpt.blocks import step as block_step
     look = None if self.look is None else lambda w: self.look('text', i, w)
     s.x = block_step(self.blocks[i], s.x, s.mask, look=look)
 
