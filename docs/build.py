@@ -2,7 +2,7 @@
 
 One path up to the last step, so that a check without Quarto sees what a Quarto user gets:
   1. copy the project to build/docs-src (nothing is ever written to the tracked notebooks)
-  2. execute the notebooks in kernels
+  2. execute the notebooks in kernels; figures of plotly become HTML
   3. nbdev's own processing into _proc/ (show_doc, hidden cells, links)
   4. render: `quarto render` where Quarto is installed, else Sphinx with MyST-NB, which needs no network at all
 """
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from plots import drawn, supply
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -84,10 +85,11 @@ def main():
     engine = a.engine if a.engine != "auto" else "quarto" if shutil.which("quarto") else "sphinx"
     copy_sources(src, cfg)
     env = dict(PYTHONPATH=str(src))
-    if not a.no_execute:
-        for p in sorted(src.glob("nbs/**/*.ipynb")):
-            if not any(part.startswith(("_", ".")) for part in p.relative_to(src).parts):
+    for p in sorted(src.glob("nbs/**/*.ipynb")):
+        if not any(part.startswith(("_", ".")) for part in p.relative_to(src).parts):
+            if not a.no_execute:
                 execute(p, set(cfg["tst_flags"].split()), env)
+            drawn(p)
     run(sys.executable, HERE / "process_nbs.py", cwd=src, **env)
     if engine == "quarto":
         run("quarto", "render", "--no-cache", cwd=src / "_proc")
@@ -99,6 +101,7 @@ def main():
         made = src / "_html"
     shutil.rmtree(out, ignore_errors=True)
     shutil.move(made, out)
+    supply(out)
     print(f"{engine}: {len(list(out.rglob('*.html')))} pages in {out}")
 
 

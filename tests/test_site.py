@@ -102,3 +102,23 @@ def test_browser_finds_nothing_missing(pages, site):
     finally:
         server.shutdown()
     assert not problems, problems
+
+
+def test_plotly_figures_become_pages_that_draw_themselves(tmp_path):
+    go = pytest.importorskip("plotly.graph_objects")
+    nbformat = pytest.importorskip("nbformat")
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        import plots
+    finally:
+        sys.path.remove(str(ROOT / "docs"))
+    fig = go.Figure(go.Bar(y=[1, 3, 2])).to_plotly_json()
+    out = nbformat.v4.new_output
+    cells = [nbformat.v4.new_code_cell("fig", outputs=[out("display_data", data={plots.JSON: fig})]) for _ in range(2)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "a.ipynb")
+    assert plots.drawn(tmp_path / "a.ipynb") and not plots.drawn(tmp_path / "a.ipynb")
+    html = "".join(o["data"]["text/html"] for c in nbformat.read(tmp_path / "a.ipynb", 4).cells for o in c.outputs)
+    assert html.count(plots.SCRIPT) == 1 and html.count("plotly-graph-div") == 2 and "https://cdn" not in html
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.html").write_text(html, encoding="utf-8")
+    assert plots.supply(tmp_path) == 1 and (tmp_path / "sub" / plots.SCRIPT).stat().st_size > 1e6
