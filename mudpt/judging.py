@@ -136,7 +136,7 @@ def score(method, # A `Prompts`
     "Classify all items and count"
     clip, done, items = method.clip, 0, list(items)
     if not items: raise BadInput("no images to judge: this part of the task is empty")
-    untouched = method.order in ('apart', 'image first') and not method.image() # of the image tower
+    untouched = not method.prompts_image # the image tower is as it was
     if store is not False and untouched: batches = _kept(method, items, store, bs)
     else: batches = ((x, None, y) for x, y in loader(items, clip.test_transform, bs=bs, workers=workers, keep=0))
     with evaluating(method):

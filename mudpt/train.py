@@ -78,12 +78,12 @@ def prepare(t) -> None: # A `Setup` with its options settled
     t.context,t.scaler = precision(t.clip, o['amp'])
     seed_all(o['seed'])
     m.bind(task.names)
-    m.trained_on,m.epochs = list(task.names),o['epochs']
+    m.epochs = o['epochs']
     m.to(t.clip.device)
     t.classes = m.classes(task.names)
     t.optimiser = optimisers[o['opt']]([dict(g, base_lr=g['lr']) for g in m.groups(o['lr'], o['warmup'])], o) if m.n_trainable else None
     t.look = 1 if torch.device(t.clip.device).type == 'cpu' else 16 # steps between looks at the losses
-    if not o['augment'] and m.order in ('apart', 'image first') and not m.image():
+    if not o['augment'] and not m.prompts_image:
         t.batches = Stored(features(t.clip, task.train, store=False), [y for _,y in task.train], o['bs'], o['seed'])
         t.forward = lambda f: m(None, t.classes, image=f)
     else:

@@ -56,7 +56,7 @@ class Method(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def bind(self, names):
-        self.bound = list(names)
+        self.bound = self.trained_on = list(names)
 
     def classes(self, names):
         return list(names)
@@ -64,8 +64,7 @@ class Method(nn.Module):
     def groups(self, lr, warmup):
         return [dict(params=list(self.parameters()), lr=lr, warmup=warmup)]
 
-    def image(self):
-        return {0: self.w}  # as if it prompted the image tower
+    prompts_image = True  # as if it prompted the image tower
 
     def text_features(self, classes):
         return None

@@ -88,8 +88,9 @@ class Reader(torch.nn.Module):
         self.asked = []
         vars(self).update(kw)
 
-    def image(self):
-        return self.stated
+    @property
+    def prompts_image(self):
+        return self.order in ("text first", "lockstep") or bool(self.stated)
 
     def classes(self, names):
         return list(names)

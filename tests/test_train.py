@@ -233,7 +233,7 @@ def test_nothing_to_train_passes_through():
 
 def test_unaugmented_text_only_training_uses_stored_features():
     m = Method(clip())
-    m.image = dict
+    m.prompts_image = False
     calls = []
     m.clip.encode_image, inner = lambda x: (calls.append(len(x)), inner(x))[1], m.clip.encode_image
     Trainer(m, task(), augment=False, workers=1).fit()
