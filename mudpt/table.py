@@ -41,7 +41,8 @@ def one_line(rows:list, # Rows of one method
     if 'H' in out: out['H'] = harmonic_of(out['base'][0], out['new'][0]),spread(list(map(harmonic_of, by_seed(rows, 'base'), by_seed(rows, 'new'))))[1]
     mean = lambda k: fmean(r[k] for r in ok) if ok else None
     return dict(method=rows[0]['method'], **out, trainable=max((r['trainable'] for r in ok), default=None), seconds=mean('seconds'), peak_mib=mean('peak_mib'),
-                order=ok[0]['order'] if ok else '', batch_dependent=any(r.get('batch_dependent') for r in ok), runs=len(ok), cells=len(rows))
+                order=ok[0]['order'] if ok else '', batch_dependent=any(r.get('batch_dependent') for r in ok), runs=len(ok), cells=len(rows),
+                whole=dict.fromkeys(measures, len(ok) == len(rows)))
 
 # %% ../nbs/24b_table.ipynb #0d6807b4
 def ordered(xs, key=lambda x: x) -> list: # The same things
@@ -58,7 +59,7 @@ def value(line, m, best, spread, bold):
     mean,sd = line[m]
     if mean is None: return '–'
     text = f'{mean:.1f} ± {sd:.1f}' if spread and sd is not None else f'{mean:.1f}'
-    return bold.format(text) if round(mean, 1) == best and line['runs'] == line['cells'] else text
+    return bold.format(text) if round(mean, 1) == best and line['whole'][m] else text
 
 def remark(line):
     "What a reader must know about a line"
@@ -96,9 +97,13 @@ class Table:
         self.lines = [one_line([r for r in self.rows if r['method'] == n], self.measures) for n in names]
         self.tasks,self.seeds = (list(dict.fromkeys(r[k] for r in self.rows)) for k in ('task', 'seed'))
 
+    @property
+    def headline(self) -> str: # The measure that a summary speaks of
+        return 'H' if 'H' in self.measures else self.measures[0]
+
     def best(self, m:str) -> float|None: # To one decimal
         "The best mean of a measure among methods with all their runs (the lowest for ECE)"
-        xs = [l[m][0] for l in self.lines if l[m][0] is not None and l['runs'] == l['cells']]
+        xs = [l[m][0] for l in self.lines if l[m][0] is not None and l['whole'][m]]
         return round((min if m == 'ece' else max)(xs), 1) if xs else None
 
     def cells(self, bold='{}') -> list: # Header and lines, as text
