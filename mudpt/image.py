@@ -81,6 +81,7 @@ def _step(self:ViT, i:int, s:ImageStream, replaced=False): # Are the visitors re
     look = None if self.look is None else lambda w: self.look('image', i, w)
     ask = None if look else 1 if self.only_first and i == self.layers - 1 else s.base if replaced else None
     s.x = step(self.blocks[i], s.x, ask=ask, look=look)
+    if look: self.look('tokens', i, s.x)
 
 def finish(self:ViT, s:ImageStream): # [B, E]
     "Pool the model's own tokens and project"

@@ -222,19 +222,23 @@ def load_clip(name=None, # open_clip's model name, 'hf-hub:owner/name', 'local-d
     if tokenizer is None: tokenizer = _tokenizer(name, infer_config(model.state_dict()) if name is None else name)
     return Clip(model, tokenizer, label, str(file) if file is not None else pretrained, dev, precision)
 
-# %% ../nbs/01c_towers.ipynb #e0df508f
+# %% ../nbs/01c_towers.ipynb #fc4fe9c9
 class Trace:
-    "Attention weights of one or more forward passes: `image[i]`, `prefix[i]`, `text[i]` are lists, one entry per pass"
-    def __init__(self, grad=False): self.grad, self.image, self.prefix, self.text = grad, {}, {}, {}
-    def __call__(self, kind, layer, w): getattr(self, kind).setdefault(layer, []).append(w if self.grad else w.detach())
+    "What one or more forward passes did: each of `image[i]`, `prefix[i]`, `text[i]`, `tokens[i]`, `cross[half]` is a list, one entry per pass"
+    def __init__(self, grad=False): self.grad, self.image, self.prefix, self.text, self.tokens, self.cross = grad, {}, {}, {}, {}, {}
+    def __call__(self, kind, layer, w):
+        if self.grad and kind != 'tokens' and torch.is_grad_enabled() and not w.requires_grad: w.requires_grad_()
+        getattr(self, kind).setdefault(layer, []).append(w if self.grad else w.detach())
 
 @contextmanager
 def trace(clip, # A `Clip`, or a method that has one
           grad=False # Keep the weights in the autograd graph
          ):
-    "Record attention: image [B, h, T, T]; prefix [G, h, P, P]; text [G, h, C, S, P+S] (or [G, C, h, T, T] for towers walked in full)"
-    clip = getattr(clip, 'clip', clip)
-    t = Trace(grad)
+    "Record attention: image [B, h, T, T]; prefix [G, h, P, P]; text [G, h, C, S, P+S] (or [G, C, h, T, T] for towers walked in full); and image tokens [B, T, D] after each block"
+    own = [m for m in clip.modules() if hasattr(m, 'look')] if hasattr(clip, 'modules') else []
+    clip, t = getattr(clip, 'clip', clip), Trace(grad)
     clip.image.look = clip.text.look = t
+    for m in own: m.look = lambda half, w: t('cross', half, w)
     try: yield t
-    finally: clip.image.look = clip.text.look = None
+    finally:
+        for m in (clip.image, clip.text, *own): m.look = None

@@ -20,13 +20,14 @@ class Coupler(nn.Module):
         super().__init__()
         self.t2v, self.v2t = nn.Linear(text.width, image.width), nn.Linear(image.width, text.width)
         self.vision, self.text = (ResidualAttentionBlock(w.width, w.heads, act_layer=QuickGELU) for w in (image, text))
+        self.look = None # Called with 'text' or 'image' and the weights [., h, n, n]
 
-    def half(self, block, own, other): # own, other [., n, d] in one width; the same norm for both
-        b = open_block(block)
-        return b.close(own, attend(*qkv(b, own, ask=other)))
+    def half(self, block, own, other, side): # own, other [., n, d] in one width; the same norm for both
+        b, look = open_block(block), None if self.look is None else lambda w: self.look(side, w)
+        return b.close(own, attend(*qkv(b, own, ask=other), look=look))
 
     def forward(self, t, v): # t [G, n, d_t], v [B, n, d_v] -> both rewritten from both
-        return self.half(self.text, t, self.v2t(v)), self.half(self.vision, v, self.t2v(t))
+        return self.half(self.text, t, self.v2t(v), 'text'), self.half(self.vision, v, self.t2v(t), 'image')
 
 # %% ../../nbs/16_dcp.ipynb #70528365
 FUSE = dict(mean=lambda p, d: p.mean(d, keepdim=True), max=lambda p, d: p.amax(d, keepdim=True), first=lambda p, d: p.narrow(d, 0, 1))

@@ -28,7 +28,7 @@ class CAVPT(nn.Module):
                 tokens): # Tokens at this block [B, T, d], detached
         q0, kv = self.meta(g), torch.cat([tokens, self.extra.to(tokens.dtype).expand(len(tokens), -1, -1)], 1)
         w = (self.q(q0) @ self.k(kv).transpose(1, 2) * self.q.out_features**-0.5).softmax(-1)  # [B, K, T+extra]
-        if self.look is not None: self.look(w)
+        if self.look is not None: self.look('classes', w)
         o = self.v(w @ kv)
         return self.ln_out(o + q0), self.ln_logits(o)  # prompts, and what the class heads read, both [B, K, d]
 
