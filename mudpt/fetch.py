@@ -118,9 +118,9 @@ def _lost(archive:Archive, path:Path, part:Path, reasons:list) -> NotHere:
     "The error after the last address"
     tried = ''.join(f'\n  {u}: {why}' for u, why in reasons)
     rest = f'\nThe {size_of(part) / 1e6:,.1f} MB that arrived are kept and continued next time.' if size_of(part) else ''
-    first = f"'{archive.file}' could not be downloaded:{tried}\nYou can" if archive.urls else \
-        f"'{archive.file}' cannot be downloaded by a program:"
-    return NotHere(f"{first} {by_hand(archive, path)}; it is checked and used next time.{rest}")
+    first = 'could not be downloaded' if archive.urls else 'may not be downloaded by a program'
+    return NotHere(f"'{archive.file}' {first}{':' if tried else ''}{tried or '.'}\n"
+                   f"You can {by_hand(archive, path)}; it is checked and used next time.{rest}")
 
 # %% ../nbs/25_fetch.ipynb #82d3fc9f
 def _persist(archive:Archive, url:str, part:Path, tell, retries:int, pause:float, **kw) -> None:
@@ -148,18 +148,20 @@ def fetch(archive:Archive, # What is wanted
           pause:float=.5, # Seconds before the first of them; doubles
           timeout:float=30, # Seconds without a byte that count as a failure
           limit:int=1<<38, # Bytes of the largest file accepted
-          say=None # Called with a sentence to the user; None to write it to stderr
+          say=None, # Called with a sentence to the user; None to write it to stderr
+          token:str|None=None # For a host that wants to know who asks
          ) -> Path: # The file, complete and checked
     "A file of a data set, from the disk or else from its addresses; raises `NotHere` if neither has it"
     path = Path(folder) / archive.file
     part, say = path.with_name(path.name + '.part'), say or (lambda s: print(s, file=sys.stderr))
     if path.is_file() and not (wrong := problem(archive, path)): return path
     wrong = [(f"the file at '{path}'", wrong)] if path.is_file() else []
-    if not archive.urls: raise _lost(archive, path, part, wrong) if not wrong else BadInput(f"'{path}' is not the right file: {wrong[0][1]}; {by_hand(archive, path)}")
+    if not archive.urls: raise _lost(archive, path, part, wrong)
     with writing(path.parent): path.parent.mkdir(parents=True, exist_ok=True)
     with alone(path, say):
         if path.is_file() and not problem(archive, path): return path
-        return _bring(archive, path, part, wrong, tell or Meter(path.name), say, retries=retries, pause=pause, timeout=timeout, limit=limit)
+        return _bring(archive, path, part, wrong, tell or Meter(path.name), say, retries=retries, pause=pause, timeout=timeout,
+                      limit=limit, token=token)
 
 # %% ../nbs/25_fetch.ipynb #85489de9
 def _bring(archive:Archive, path:Path, part:Path, wrong:list, tell, say, **kw) -> Path:

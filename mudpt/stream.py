@@ -88,10 +88,11 @@ def _range(part:Path, url:str, known:bool) -> dict: # Headers
     if not have or not (mine or known): return {}
     return {'Range': f'bytes={have}-'} | ({'If-Range': note['tag']} if mine else {})
 
-# %% ../nbs/25c_stream.ipynb #91a04bca
-def _ask(url:str, headers:dict, timeout:float):
+# %% ../nbs/25c_stream.ipynb #bf420379
+def _ask(url:str, headers:dict, timeout:float, token:str|None=None):
     "Open an address; a failure comes back as `Failed`"
     q = urllib.request.Request(url, headers={'User-Agent': f'mudpt/{__version__}'} | headers)
+    if token: q.add_unredirected_header('Authorization', f'Bearer {token}')
     try: return urllib.request.urlopen(q, timeout=timeout)
     except urllib.error.HTTPError as e:
         if e.code == 416: return e
@@ -146,12 +147,13 @@ def pull(url:str, # http:, https: or file:
          known:bool=False, # Will a checksum find a wrong seam?
          tell=None, # Called with (bytes so far, bytes of the whole or None)
          timeout:float=30, # Seconds without a byte
-         limit:int=1<<38 # Bytes of the largest file accepted
+         limit:int=1<<38, # Bytes of the largest file accepted
+         token:str|None=None # For a host that wants to know who asks
         ) -> None:
     "One attempt to bring a part to its full length; raises `Failed`, and `BadInput` if the disk is at fault"
     if size and size_of(part) > size: forget(part)
     have = size_of(part)
-    with _ask(url, _range(part, url, known), timeout) as r:
+    with _ask(url, _range(part, url, known), timeout, token) as r:
         at, total = _place(r, have)
         _sound(part, url, r, have, at, total, size, limit)
         if getattr(r, 'status', None) == 416: return
