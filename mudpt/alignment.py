@@ -48,7 +48,7 @@ class Spaces:
 
     def _repr_html_(self):
         t, best = self.frame(), self.best()
-        def cell(n, m): v = t.loc[m, n]; s = 'n/a' if v != v else f'{v:.3f}'; return f'<td><b>{s}</b></td>' if m in best.get(n, ()) else f'<td>{s}</td>'
+        def cell(n, m): v = t.loc[m, n]; s = 'n/a' if v != v else f'{v:.1f} %' if n == 'accuracy' else f'{v:.3f}'; return f'<td><b>{s}</b></td>' if m in best.get(n, ()) else f'<td>{s}</td>'
         def said(n): m = metrics.get(n); return f'<th style="text-align:left" title="{escape(m.source if m else "")}">{escape(n)}{ARROW[m.better if m else "higher"]}</th>'
         head = ''.join(f'<th>{escape(str(m))}</th>' for m in t.index)
         body = ''.join(f'<tr>{said(n)}{"".join(cell(n, m) for m in t.index)}<td style="text-align:left;opacity:.7">{escape(metrics[n].says if n in metrics else "right answers")}</td></tr>' for n in t)
@@ -81,7 +81,7 @@ def compare(spaces:dict, # {name: `Features`, or (image [N, E], text [C, E], lab
         if not isinstance(s, Features) and not (isinstance(s, (tuple, list)) and len(s) == 3): raise BadInput(f"'{n}' is a {type(s).__name__}: give Features, as embed returns them, or (image, text, labels)")
         try: values = measure(*s, metrics)
         except BadInput as e: raise BadInput(f"'{n}': {e}") from None
-        rows[n] = (dict(accuracy=s.accuracy/100) if isinstance(s, Features) else {}) | values
+        rows[n] = (dict(accuracy=s.accuracy) if isinstance(s, Features) else {}) | values
         if getattr(s, 'note', ''): notes.append(f'{n}: {s.note}')
     return Spaces(rows, notes)
 

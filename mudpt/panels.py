@@ -40,6 +40,7 @@ class Panel:
     y:str = ''
     square:bool = False # One unit is as long on both axes?
     bare:bool = False # Axes without numbers, for maps whose axes mean nothing
+    within:tuple|None = None # ((left, right), (bottom, top)), where panels must show the same part
 
 # %% ../nbs/35d_panels.ipynb #c28ee4ba
 @dataclass
@@ -95,13 +96,16 @@ def axes(fig, p:Panel, at:dict):
     "Names of the axes, squareness, and no numbers where they mean nothing"
     fig.update_xaxes(title_text=p.x or None, showticklabels=not p.bare, **at)
     fig.update_yaxes(title_text=p.y or None, showticklabels=not p.bare, autorange='reversed' if p.marks and p.marks[0].kind == 'matrix' else None, **at)
+    if p.within: fig.update_xaxes(range=p.within[0], **at).update_yaxes(range=p.within[1], **at)
     if p.square: fig.update_yaxes(scaleanchor=next(fig.select_xaxes(**at)).plotly_name.replace('axis', ''), **at)
 
 # %% ../nbs/35d_panels.ipynb #14941e55
 def ink(ax, m:Mark, colour):
     "A mark as matplotlib says it"
     c = m.colour if m.colour is not None else colour
-    if m.kind == 'bar': ax.bar(m.x, m.y, color=c)
+    if m.kind == 'bar':
+        ax.bar(m.x, m.y, color=c)
+        if sum(map(len, m.x)) > 22: ax.set_xticks(range(len(m.x)), m.x, rotation=25, ha='right')
     elif m.kind == 'matrix':
         ax.imshow(z := np.asarray(m.z, float), cmap='viridis')
         ax.set_xticks(range(len(m.x)), m.x); ax.set_yticks(range(len(m.y)), m.y)
@@ -123,7 +127,8 @@ def static(d:Drawing) -> bytes: # PNG
         for m in p.marks: ink(ax, m, colours.get(m.name, OKABE[0]))
         ax.set_title(p.title, fontsize=10); ax.set_xlabel(p.x); ax.set_ylabel(p.y)
         if p.bare: ax.set_xticks([]); ax.set_yticks([])
-        if p.square: ax.set_aspect('equal', 'datalim')
+        if p.within: ax.set_xlim(p.within[0]); ax.set_ylim(p.within[1])
+        if p.square: ax.set_aspect('equal', 'box' if p.within else 'datalim')
         if p.marks and p.marks[0].kind != 'matrix': ax.spines[['top', 'right']].set_visible(False)
     if len(colours) > 1: fig.legend(handles=[_key(n, c) for n, c in colours.items()], loc='outside lower center', ncols=min(len(colours), 6), frameon=False, fontsize=9)
     if d.title: fig.suptitle(d.title, fontsize=12)
