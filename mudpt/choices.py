@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['NOUN', 'RECIPE', 'DATA', 'OPT', 'Field', 'parse', 'argument_fields', 'devices', 'moved', 'recipe_fields', 'Choices',
-           'value', 'enter', 'the_clip', 'the_task', 'known_tasks', 'build', 'plan', 'snapshot']
+           'value', 'enter', 'the_clip', 'the_task', 'build', 'plan', 'snapshot']
 
-# %% ../nbs/40b_choices.ipynb #c65d2717
+# %% ../nbs/40b_choices.ipynb #e9b5c8b8
 import copy, math, os, re, typing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -140,8 +140,12 @@ class Choices(_t.HasTraits):
 
     @property
     def cls(self): return methods[self.method]
+    def known_tasks(self) -> list:
+        "Names worth offering"
+        from mudpt import emoji
+        return list(dict.fromkeys([*self._tasks, *emoji.tasks()]))
     @property
-    def fields(self) -> list: return DATA + argument_fields(self.cls) + recipe_fields(self.cls)
+    def fields(self) -> list: return [replace(DATA[0], options=tuple(self.known_tasks())), *DATA[1:]] + argument_fields(self.cls) + recipe_fields(self.cls)
 
 # %% ../nbs/40b_choices.ipynb #d38964b9
 def value(self:Choices, f:Field):
@@ -177,11 +181,6 @@ def the_task(self:Choices):
     if self.task not in self._tasks: self._tasks[self.task] = find_task(self.task)
     return self._tasks[self.task]
 
-def known_tasks(self:Choices) -> list:
-    "Names worth offering"
-    from mudpt import emoji
-    return list(dict.fromkeys([*self._tasks, *emoji.tasks()]))
-
 def build(self:Choices) -> tuple: # (a `Trainer`, {part: (items, names)} to glance at)
     "The run that the choices describe"
     from mudpt.comparing import made_for
@@ -214,4 +213,4 @@ def snapshot(self:Choices): # `Choices`
     new._clips, new._tasks = self._clips, self._tasks
     return new
 
-for f in the_clip, the_task, known_tasks, build, plan, snapshot: setattr(Choices, f.__name__, f)
+for f in the_clip, the_task, build, plan, snapshot: setattr(Choices, f.__name__, f)
