@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from .core import BadInput, MudptError
 from .listen import Bar, clock_time
 from .shelf import alone, data_dir, done, mark, staged, writing
-from .stream import Failed, forget, pull, size_of, stranger
+from .stream import Failed, announced, forget, pull, size_of, stranger
 
 # %% ../nbs/25_fetch.ipynb #f2dda034
 _all_ = ['data_dir', 'mark', 'done', 'staged']
@@ -132,8 +132,9 @@ def _persist(archive:Archive, url:str, part:Path, tell, retries:int, pause:float
             pull(url, part, Path(archive.file).name, archive.size, sum_known, tell, **kw)
             if not (wrong := problem(archive, part)): return
             if archive.size and size_of(part) < archive.size: raise Failed(f'the connection broke, {wrong}', True)
+            unsure = had or not announced(part) # a seam, or an end that may have come too early
             forget(part)
-            raise Failed(wrong, bool(had))
+            raise Failed(wrong, bool(unsure))
         except Failed as e:
             if size_of(part) - had >= 1 << 20: left = retries
             if not e.again or not left: raise

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['STAMP', 'LITTER', 'data_dir', 'no_room', 'writing', 'alone', 'count', 'mark', 'done', 'staged']
 
-# %% ../nbs/25d_shelf.ipynb #7f2a0001
-import errno, json, os, shutil, sys, tempfile, time
+# %% ../nbs/25d_shelf.ipynb #82afce2c
+import errno, json, os, re, shutil, sys, tempfile, time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -116,8 +116,10 @@ def staged(folder, # What shall appear; it must not hold anything yet
         if done(folder) is not None: yield None; return
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise BadInput(f"'{folder}' is there, and nothing says that it is complete: move it away to have it made anew")
-        for old in folder.parent.glob(f'.{folder.name}.*.new'): shutil.rmtree(old, ignore_errors=True)
-        with writing(folder.parent): new = Path(tempfile.mkdtemp('.new', f'.{folder.name}.', folder.parent))
+        mine = re.compile(rf'\.+{re.escape(folder.name)}~\w+\.new(~\w+\.new)?') # also what was staged inside what was staged
+        for old in folder.parent.iterdir():
+            if mine.fullmatch(old.name): shutil.rmtree(old, ignore_errors=True)
+        with writing(folder.parent): new = Path(tempfile.mkdtemp('.new', f'.{folder.name}~', folder.parent))
         try:
             yield new
             with writing(folder.parent):
