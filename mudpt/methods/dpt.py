@@ -25,7 +25,7 @@ class CAVPT(nn.Module):
         self.ln_logits, self.ln_out, self.look = nn.LayerNorm(d), nn.LayerNorm(d), None
 
     def forward(self, g, # Class features [B, K, E], unnormalised
-                tokens): # Tokens at this block [B, T, d], detached
+                tokens): # Tokens at this block [B, T, d]; detached in training
         q0, kv = self.meta(g), torch.cat([tokens, self.extra.to(tokens.dtype).expand(len(tokens), -1, -1)], 1)
         w = (self.q(q0) @ self.k(kv).transpose(1, 2) * self.q.out_features**-0.5).softmax(-1)  # [B, K, T+extra]
         if self.look is not None: self.look('classes', w)
@@ -100,7 +100,7 @@ def image_from(self:DPT, images, text, cl, extra): # -> see(i, tokens)
     def see(i, tokens):
         j = i - self.plain_blocks
         if j < 0: return self.layers[i]
-        p, o = self.cavpt[j](text[chosen], tokens.detach())
+        p, o = self.cavpt[j](text[chosen], tokens.detach() if self.training else tokens)
         if self.heads is not None and self.heads[j].out_features == len(cl): rows.append(self.heads[j](o))
         return p
     return see
