@@ -76,7 +76,9 @@ def draw(t:Look, name=None, by='relevance', **kw)->Heat: # layer, head, slot, co
     if wrong := [k for k in kw if k not in takes]: raise BadInput(f"a map by {by} has no {wrong[0]}: it takes {', '.join(takes)}")
     if name is None and by in ('relevance', 'similarity', 'cavpt'): raise BadInput(f"{by} is evidence for a class: name one of {', '.join(t.names)}")
     if name is not None: t.index(name)
-    return maps[by](t, name, **kw)
+    h = maps[by](t, name, **kw)
+    h.at = ', '.join(f"{'block' if k == 'layer' else k} {v}" for k, v in kw.items() if k in ('layer', 'head'))
+    return h
 
 def heat(method, # Any method
          image, # A path, a PIL picture, an emoji `Scene`, or a normalised tensor [3, H, H]
@@ -88,3 +90,7 @@ def heat(method, # Any method
     "Where in the picture a method looks, or finds its evidence"
     if by not in maps: raise unknown('map', by, maps)
     return draw(look(method, image, names, grad=getattr(maps[by], 'grad', False)), name, by, **kw)
+
+# %% ../nbs/31_attention.ipynb #388a16a5
+__all__ = ['Heat', 'Look', 'Place', 'Table', 'able', 'alone', 'cavpt', 'coupled', 'cross', 'draw', 'heat', 'look', 'maps', 'prompt', 'raw',
+           'received', 'relevance', 'rollout', 'side_by_side', 'similarity', 'text_relevance', 'visitors', 'words'] # All of it through one import

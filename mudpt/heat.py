@@ -95,6 +95,7 @@ class Heat:
     signed: bool | None = None # Does 0 divide for from against? None: if any value is negative
     covers: tuple | None = None # (height, width) in pixels that the cells cover, from the top left; None: the whole picture
     note: str = '' # A sentence that must not get lost
+    at: str = '' # Where in the model, e.g. 'block 2, head 1'
 
     def __post_init__(self):
         self.values = np.asarray(self.values)
@@ -103,7 +104,7 @@ class Heat:
         if self.covers is None: self.covers = self.picture.size[::-1]
 
     @property
-    def said(self): return self.title or ' · '.join(t for t in (self.method, self.name, self.kind) if t)
+    def said(self): return self.title or ' · '.join(t for t in (self.method, self.name, self.kind, self.at) if t)
     def __repr__(self): return f"Heat({self.said!r}, {self.values.shape[0]} x {self.values.shape[1]}, {self.values.min():.4g} to {self.values.max():.4g})"
 
 # %% ../nbs/30_heat.ipynb #400f8f90
@@ -166,7 +167,7 @@ class Row:
         self.common, self.limits = one, [limits([h.values for h in self.heats], self.heats[0].signed)]*len(each) if one else each
 
     def caption(self, h): # What tells this panel from its neighbours
-        told = [t for k in ('method', 'name', 'kind') if (t := getattr(h, k)) and (len(self.heats) == 1 or len({getattr(o, k) for o in self.heats}) > 1)]
+        told = [t for k in ('method', 'name', 'kind', 'at') if (t := getattr(h, k)) and (len(self.heats) == 1 or len({getattr(o, k) for o in self.heats}) > 1)]
         return h.title or ' · '.join(told) or h.said
     def __repr__(self): return f"Row({', '.join(repr(h) for h in self.heats)})"
 
