@@ -60,7 +60,7 @@ def _zip(path:Path, f, limit:int, files:int) -> Iterator[Entry]:
         if len(z.infolist()) > files: raise too_many(path, files)
         if sum(i.file_size for i in z.infolist()) > limit: raise too_big(path, limit)
         for i in z.infolist():
-            kind = 'folder' if i.is_dir() else _link(i.external_attr >> 16 if i.create_system == 3 else 0)
+            kind = 'folder' if i.filename.endswith(('/', '\\')) else _link(i.external_attr >> 16 if i.create_system == 3 else 0)
             if i.flag_bits & 1: raise BadFile(f"'{i.filename}' of '{path}' is encrypted: unpack it by hand with its password")
             if kind == 'link' and i.file_size > 4096: kind = 'device'
             yield Entry(i.filename, kind, i.file_size, z.read(i).decode('utf-8', 'replace') if kind == 'link' else '', lambda i=i: z.open(i))
@@ -94,10 +94,11 @@ OPEN = {'gzip': gzip.open, 'bzip2': bz2.open, 'xz': lzma.open}
 def _tar(path:Path, f, kind:str|None, limit:int, files:int) -> Iterator[Entry]:
     "Entries of a tar, compressed or not"
     counted = _Counted(OPEN[kind](f) if kind in OPEN else f, path, limit + 2048 * files) # headers need room too
-    with tarfile.open(fileobj=counted, mode='r|', tarinfo=_Head) as tar:
-        for m in tar:
+    with tarfile.open(fileobj=counted, mode='r|', tarinfo=_Head, bufsize=CHUNK) as tar:
+        while (m := tar.next()) is not None:
             k = 'file' if m.isreg() else 'folder' if m.isdir() else 'link' if m.issym() else 'twin' if m.islnk() else 'device'
             yield Entry(m.name, k, m.size if k == 'file' else 0, m.linkname, lambda m=m: tar.extractfile(m))
+            tar.members.clear() # or a million of them would be kept
         while counted.read(CHUNK): pass # to the end, where the compressor's checksum is
 
 # %% ../nbs/25e_entries.ipynb #f953d09e

@@ -80,11 +80,10 @@ def mirrored(url:str # As its publisher states it
 class Meter(Bar):
     "How far a download has come; to be called with (bytes done, bytes in all or None)"
     def __init__(self, title:str, # The name of the file
-                 unit:tuple=(1e6, 'MB'), # What to count in
                  log_every:float=30, # Seconds between lines where nothing can be redrawn
                  **kw): # `every`, `out`, `always`, `clock` of `Bar`
         super().__init__(title, **kw)
-        self.title, self.unit, self.log_every, self.first = title, unit, log_every, None
+        self.title, self.log_every, self.first = title, log_every, None
 
     def __call__(self, done:int, total:int|None=None):
         now = self.clock()
@@ -95,7 +94,7 @@ class Meter(Bar):
             self.last = now; self.out.write(self.text + '\n'); self.out.flush()
 
     def line(self, done, total, now) -> str:
-        (t0, n0), (scale, word) = self.first, self.unit
+        (t0, n0), (scale, word) = self.first, (1e3, 'kB') if (total or done) < 1e6 else (1e6, 'MB')
         speed, text = (done - n0) / max(now - t0, 1e-6), f'{self.title}  '
         if total:
             k = round(20 * done / total)
@@ -172,7 +171,10 @@ def _bring(archive:Archive, path:Path, part:Path, wrong:list, tell, say, **kw) -
     for url in archive.urls:
         if offline() and urlsplit(mirrored(url)).scheme != 'file': continue
         try: _persist(archive, mirrored(url), part, tell, **kw)
-        except Failed as e: reasons.append((mirrored(url), e)); continue
+        except Failed as e:
+            reasons.append((mirrored(url), e))
+            if url != archive.urls[-1]: say(f"{mirrored(url)}: {e}; trying the next address")
+            continue
         with writing(path.parent): os.replace(part, path)
         forget(part)
         return path

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['Announced', 'git_name', 'is_it', 'endpoint', 'announced', 'hub']
 
-# %% ../nbs/25b_hub.ipynb #1abde42f
-import hashlib, json, os, re, shutil
+# %% ../nbs/25b_hub.ipynb #c15eef22
+import hashlib, json, os, re, shutil, time
 from dataclasses import dataclass
 from pathlib import Path
 
 from .core import BadInput, needs, write_whole
 from .fetch import Archive, NotHere, checksum, fetch, mirrored, offline
 from .shelf import data_dir, writing
+from .stream import BUSY
 
 # %% ../nbs/25b_hub.ipynb #074c2cd0
 @dataclass
@@ -51,13 +52,21 @@ def _why(e:Exception, repo:str, file:str, repo_type:str, revision:str) -> NotHer
         return NotHere(f"{what}: no such file at revision '{revision}': see {page}/tree/{revision}")
     return None
 
-# %% ../nbs/25b_hub.ipynb #784016fe
-def announced(repo:str, file:str, repo_type:str, revision:str) -> tuple[str, Announced]: # Address of that very version, what is said of it
+# %% ../nbs/25b_hub.ipynb #72b95c34
+def _head(hf, url:str, pause:float):
+    "What the hub says of an address; a busy hub is asked again"
+    for wait in pause, 2*pause, 4*pause, None:
+        try: return hf.get_hf_file_metadata(url, token=hf.get_token())
+        except hf.errors.HfHubHTTPError as e:
+            if wait is None or e.response is None or e.response.status_code not in BUSY: raise
+            time.sleep(wait)
+
+def announced(repo:str, file:str, repo_type:str, revision:str, pause:float=.5) -> tuple[str, Announced]: # Address of that very version, what is said of it
     "Ask the hub about a file; raises `NotHere`"
     hf = needs('huggingface_hub', 'data')
     at = dict(repo_type=repo_type, endpoint=endpoint())
     try:
-        said = hf.get_hf_file_metadata(hf.hf_hub_url(repo, file, revision=revision, **at), token=hf.get_token())
+        said = _head(hf, hf.hf_hub_url(repo, file, revision=revision, **at), pause)
         if not (said.commit_hash and said.etag): raise OSError('it does not answer as a hub does')
     except hf.errors.HFValidationError as e: raise BadInput(f"'{repo}' is not the name of a repository, such as 'owner/name': {e}") from e
     except Exception as e: # the package's own, and those of whatever it uses to speak HTTP
@@ -95,13 +104,14 @@ def hub(repo:str, # 'owner/name'
     here = memo if memo and is_it(path, memo) else None
     if here and (offline() or re.fullmatch('[0-9a-f]{40}', revision) and here.commit == revision): return path
     if offline(): return _offline(repo, file, repo_type, revision, path, memo)
-    try: url, said = announced(repo, file, repo_type, revision)
+    try: url, said = announced(repo, file, repo_type, revision, kw.get('pause', .5))
     except ConnectionError as e:
         if here: return path
         raise NotHere(f"the hub at {endpoint()} was not reached ({e}): try again, or download '{file}' by hand from "
                       f"{_page(repo, repo_type)}/resolve/{revision}/{file} and put it at '{path}'") from e
     if not is_it(path, said): _bring(url, said, path, _cached(repo, file, repo_type, said.commit), kw)
-    with writing(folder): write_whole(_memo(path), json.dumps(said.__dict__))
+    if said != memo:
+        with writing(folder): write_whole(_memo(path), json.dumps(said.__dict__))
     return path
 
 # %% ../nbs/25b_hub.ipynb #cb256f40

@@ -111,9 +111,10 @@ def staged(folder, # What shall appear; it must not hold anything yet
           ):
     "A temporary folder that becomes `folder` if the block succeeds; None if somebody has meanwhile completed it"
     folder = Path(folder)
+    if done(folder) is not None: yield None; return
     with writing(folder.parent): folder.parent.mkdir(parents=True, exist_ok=True)
     with alone(folder, say):
-        if done(folder) is not None: yield None; return
+        if done(folder) is not None: yield None; return # somebody did it while we waited
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise BadInput(f"'{folder}' is there, and nothing says that it is complete: move it away to have it made anew")
         mine = re.compile(rf'\.+{re.escape(folder.name)}~\w+\.new(~\w+\.new)?') # also what was staged inside what was staged

@@ -22,7 +22,7 @@ class _Writer:
     "Carries entries out, in a folder, and remembers what it wrote"
     def __init__(self, path:Path, root:Path, strip:int, limit:int, files:int, only, tell):
         self.path, self.root, self.strip, self.limit, self.files, self.only, self.tell = path, root, strip, limit, files, only, tell
-        self.seen, self.links, self.written, self.bytes, self.n = {}, {}, {}, 0, 0
+        self.seen, self.links, self.bytes, self.n, self.written = {}, {}, 0, 0, 0
 
     def bad(self, name:str, why:str): return BadFile(f"'{name}' of '{self.path}' is refused: {why}")
 
@@ -70,7 +70,7 @@ def put(self:_Writer, e:Entry):
     elif e.kind not in ('file', 'folder'): raise self.bad(e.name, f'it is a {e.kind}')
     elif dst and e.kind == 'file':
         with e.open() as src: self.copy(e, src, dst)
-        self.written[name] = dst
+        self.written += 1
 
 for f in more, copy, put: setattr(_Writer, f.__name__, f)
 
@@ -81,9 +81,9 @@ def finish(self:_Writer):
     for name in self.links:
         to, hops = name, 0
         while to in self.links and hops < 40: to, hops = self.links[to], hops + 1
-        src, dst = self.written.get(to), self.place(name.split('/'))
+        src, dst = self.place(to.split('/')), self.place(name.split('/'))
         if not dst: continue
-        if not src: lost.append(name); continue
+        if not (src and src.is_file()): lost.append(name); continue
         if dst.exists(): raise self.bad(name, 'it is there twice')
         self.more(src.stat().st_size)
         with writing(self.root): dst.parent.mkdir(parents=True, exist_ok=True); shutil.copyfile(src, dst)

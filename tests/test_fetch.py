@@ -605,6 +605,15 @@ def test_a_file_that_was_replaced_on_the_hub(at_hub, size, tmp_path):
         assert hub("zoo/pets", "a.bin").read_bytes() == body
 
 
+def test_a_busy_hub_is_asked_again(at_hub):
+    at_hub.hub("zoo/pets", {"a.zip": BODY})
+    at_hub.things["/zoo/pets/resolve/main/a.zip"].codes = [503, 429]
+    at_hub.things[f"/zoo/pets/resolve/{COMMIT}/a.zip"].codes = [503]
+    assert hub("zoo/pets", "a.zip", pause=0.001).read_bytes() == BODY
+    at_hub.things["/zoo/pets/resolve/main/a.zip"].codes = [500] * 9
+    assert hub("zoo/pets", "a.zip", pause=0.001).read_bytes() == BODY, "what is on the disk is used"
+
+
 @pytest.mark.parametrize("error, said", [((403, "GatedRepo"), "accept.*hf auth login"), ((401, "RepoNotFound"), "private.*log in"),
                                          ((404, "RevisionNotFound"), "no revision 'main'"), ((404, "EntryNotFound"), "no such file")])  # fmt: skip
 def test_what_the_hub_refuses(at_hub, error, said):
