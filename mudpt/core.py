@@ -32,9 +32,9 @@ def unknown(what:str, # Kind of thing, e.g. 'method'
            ) -> Unknown: # An error to raise; it names the nearest known name
     "An error for a name that is not there"
     known = sorted(map(str, known))
-    near = difflib.get_close_matches(str(name), known, 1, 0.5) or \
-        [k for k in known if k.lower() == str(name).lower()]
-    hint = f"did you mean '{near[0]}'? " if near else ''
+    low = {k.lower(): k for k in reversed(known)}
+    near = difflib.get_close_matches(str(name).lower(), low, 1, 0.5)
+    hint = f"did you mean '{low[near[0]]}'? " if near else ''
     return Unknown(f"unknown {what} '{name}': {hint}known: {', '.join(known) if known else 'none'}")
 
 # %% ../nbs/00_core.ipynb #3e23e81a
