@@ -101,6 +101,15 @@ def _files(path) -> list[str]:
         elif os.path.splitext(e.name)[1].lower() not in NOTES and e.is_file(): found.append(e.path)
     return found
 
+# %% ../nbs/20_data.ipynb #64d972a6
+def _classes_in(root:Path) -> list[tuple]: # (part or None, folder of a class)
+    "The class folders of a data set, with their part if the folders above say so"
+    tops = _dirs(root)
+    parts:list[tuple] = [(None, root)]
+    if tops and all(d.name.lower() in PARTS for d in tops): parts = [(PARTS[d.name.lower()], d) for d in tops]
+    if [p for p, _ in parts] == ['train']: parts = [(None, tops[0])]
+    return [(p, c) for p, d in parts for c in _dirs(d)]
+
 # %% ../nbs/20_data.ipynb #719bde8d
 def folder(path, # Has a subfolder for each class, or train/val/test with the classes inside
            val:float=0.2, # Share for validation, when the folder has no split
@@ -114,11 +123,7 @@ def folder(path, # Has a subfolder for each class, or train/val/test with the cl
     root = Path(path)
     if not root.is_dir():
         raise BadInput(f"no folder at '{path}': " + ('it is a file, use `listing`' if root.exists() else 'check the path'))
-    tops = _dirs(root)
-    parts:list[tuple] = [(None, root)]
-    if tops and all(d.name.lower() in PARTS for d in tops): parts = [(PARTS[d.name.lower()], d) for d in tops]
-    if [p for p, _ in parts] == ['train']: parts = [(None, tops[0])]
-    classes = [(p, c) for p, d in parts for c in _dirs(d)]
+    classes = _classes_in(root)
     if not classes:
         raise BadInput(f"'{path}' has {len(_files(root))} files and no class folders: "
                        "put the images of each class into a folder with its name")
