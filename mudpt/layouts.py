@@ -6,11 +6,12 @@
 __all__ = ['SUFFIXES', 'Layout', 'walk', 'missing', 'read_split', 'names_of', 'by_split', 'near', 'home_of', 'aircraft', 'wnids',
            'by_folder', 'synsets', 'numbered']
 
-# %% ../nbs/26a_layouts.ipynb #6d095058
+# %% ../nbs/26a_layouts.ipynb #438f2a04
 import json, os, re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from .core import BadFile, BadInput
 
@@ -50,18 +51,24 @@ def missing(layout:Layout) -> list[str]: # Paths, in the order of the lists
 # %% ../nbs/26a_layouts.ipynb #c4169a17
 def _row(at:str, r) -> tuple[str, int, str]:
     "A checked entry"
-    if not (isinstance(r, (list, tuple)) and len(r) == 3 and isinstance(r[0], str) and isinstance(r[1], int) and isinstance(r[2], str)):
+    if not (isinstance(r, (list, tuple)) and len(r) == 3 and all(isinstance(x, t) for x, t in zip(r, (str, int, str)))):
         raise BadFile(f"{at}: expected [path, label, name], found {str(r)[:60]}")
-    p = PurePosixPath(r[0])
-    if p.is_absolute() or '..' in p.parts or '\\' in r[0] or ':' in p.parts[0]:
-        raise BadFile(f"{at}: '{r[0]}' leads out of the folder of images")
-    return r[0], r[1], r[2]
+    p, y, n = r
+    if not p or p[0] == '/' or '\\' in p or ':' in p.split('/')[0] or '..' in p and '..' in p.split('/'):
+        raise BadFile(f"{at}: '{p}' leads out of the folder of images")
+    return p, y, n
 
 def read_split(path # A `split_zhou_*.json`, or a file of the same form
               ) -> dict[str, list[tuple[str, int, str]]]: # train, val, test
     "The three lists of a split file"
-    try: data = json.loads(Path(path).read_text(encoding='utf-8-sig'))
+    try: now = os.stat(path)
     except FileNotFoundError: raise BadInput(f"no split file at '{path}': check the path") from None
+    return {part: list(rows) for part, rows in _read(str(path), now.st_mtime_ns, now.st_size).items()}
+
+@lru_cache(2)
+def _read(path:str, *version:int # When written and how long: a file that has not changed is not read again
+         ) -> dict[str, list[tuple[str, int, str]]]:
+    try: data = json.loads(Path(path).read_text(encoding='utf-8-sig'))
     except (OSError, ValueError) as e: raise BadFile(f"'{path}' cannot be read as a split file: {e}") from None
     if not isinstance(data, dict) or not isinstance(data.get('train'), list):
         raise BadFile(f"'{path}' is no split file: it needs lists 'train', 'val' and 'test' of [path, label, name]")

@@ -531,7 +531,7 @@ def test_the_published_digests_come_out(name, tmp_path):
         few = subset(parts, shots, seed)
         assert [digest_of(few["train"]), digest_of(few["val"])] == digests, which
     assert [digest_of(r) for r in subset(parts, 16, 4).values()] not in every.values()
-    assert subset(tmp_path / "split.json", 16, 3) == few
+    assert subset(tmp_path / "split.json", shots, seed) == few
 
 
 def test_halves_of_a_subset_are_cut_after_it_was_drawn(tmp_path):
