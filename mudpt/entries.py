@@ -94,7 +94,7 @@ OPEN = {'gzip': gzip.open, 'bzip2': bz2.open, 'xz': lzma.open}
 def _tar(path:Path, f, kind:str|None, limit:int, files:int) -> Iterator[Entry]:
     "Entries of a tar, compressed or not"
     counted = _Counted(OPEN[kind](f) if kind in OPEN else f, path, limit + 2048 * files) # headers need room too
-    with tarfile.open(fileobj=counted, mode='r|', tarinfo=_Head, bufsize=CHUNK) as tar:
+    with tarfile.open(fileobj=counted, mode='r|', tarinfo=_Head) as tar:
         while (m := tar.next()) is not None:
             k = 'file' if m.isreg() else 'folder' if m.isdir() else 'link' if m.issym() else 'twin' if m.islnk() else 'device'
             yield Entry(m.name, k, m.size if k == 'file' else 0, m.linkname, lambda m=m: tar.extractfile(m))

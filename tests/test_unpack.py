@@ -150,6 +150,9 @@ def test_a_folder_may_come_twice(tmp_path):
 
 def test_two_files_that_become_one(tmp_path):
     refused(made("zip", tmp_path / "a.zip", {"a/1": b"1", "b/1": b"2"}), tmp_path, "'b/1' .* there twice", strip=1)
+    refused(made("zip", tmp_path / "a.zip", {"a/x": b"1", "b/X": b"2"}), tmp_path, "'b/X' .* upper and lower", strip=1)
+    refused(made("zip", tmp_path / "a.zip", {"a/1": b"1", "b/1/2": b"2"}), tmp_path, "'1' is both", strip=1)
+    assert content(unpack(made("zip", tmp_path / "b.zip", {"a/1": b"1", "A/2": b"2"}), tmp_path / "ok", strip=1)) == {"1": b"1", "2": b"2"}
 
 
 # Links and worse
