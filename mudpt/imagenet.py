@@ -78,7 +78,8 @@ def truth(base:Path, # The folder of ImageNet
                        f"ILSVRC2012_devkit_t12.tar.gz (image-net.org) or LOC_val_solution.csv (Kaggle) into '{base}'")
     order, numbers = synset_order(kit[0])[:len(classes)], [int(n) for n in kit[1].split()]
     if set(order) != classes:
-        raise BadFile(f"meta.mat of the devkit lists other synsets than ImageNet's {len(classes)}: use the devkit of 2012, task 1 and 2")
+        raise BadFile(f"meta.mat of the devkit lists other synsets than ImageNet's {len(classes)}: "
+                      "use the devkit of 2012, task 1 and 2")
     return {f'ILSVRC2012_val_{i:08}.JPEG': order[n - 1] for i, n in enumerate(numbers, 1)}
 
 # %% ../nbs/26c_imagenet.ipynb #9c2a40ce

@@ -154,7 +154,8 @@ def by_folder(images:Path, folders:list[str], labels:dict[str, int]) -> list[tup
 # %% ../nbs/26a_layouts.ipynb #d6e2cbf5
 def _named(ids:list[str], names:dict[str, str], where) -> list[str]:
     strange = [i for i in ids if i not in names]
-    if strange: raise BadInput(f"'{where}' has a folder '{strange[0]}' that is no class of ImageNet ({len(strange)} such): move it away")
+    if strange:
+        raise BadInput(f"'{where}' has a folder '{strange[0]}' that is no class of ImageNet ({len(strange)} such): move it away")
     return [names[i] for i in ids]
 
 def synsets(images:Path, names:dict[str, str] # wnid: name

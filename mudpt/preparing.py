@@ -48,13 +48,15 @@ def build(e:DataSet, source:Source, new:Path, split:Path|None, archives:Path, te
 def _checked(e:DataSet, new:Path, source:Source, root:Path, check:bool) -> dict: # For the stamp
     "Is a fresh folder the data set?"
     inside = new/e.split.file if e.split else None
-    if inside and not inside.is_file(): raise NotHere(f"{source.name} of {e.name} holds no '{inside.name}': put it into '{root/'splits'}'")
+    if inside and not inside.is_file():
+        raise NotHere(f"{source.name} of {e.name} holds no '{inside.name}': put it into '{root/'splits'}'")
     if inside and check: sound(e, inside)
     images = near(new, recognise(e, inside))
-    if not images: raise BadFile(f"{source.name} of {e.name} has no file that the split names, but {sorted(p.name for p in new.iterdir())[:5]}")
+    if not images:
+        raise BadFile(f"{source.name} of {e.name} has none of the images, but {sorted(p.name for p in new.iterdir())[:5]}")
     lay = whole(e, read(e, images, inside), check)
-    return dict(name=e.name, source=source.name, split=split_digest(inside) if inside else None, images=images.relative_to(new).as_posix(),
-                counts=[len(lay.names), len(lay.train), len(lay.val), len(lay.test)])
+    return dict(name=e.name, source=source.name, split=split_digest(inside) if inside else None,
+                images=images.relative_to(new).as_posix(), counts=[len(x) for x in (lay.names, lay.train, lay.val, lay.test)])
 
 def make(e:DataSet, source:Source, root:Path, split:Path|None, check:bool, keep:bool, tell, say, net:dict) -> None:
     "Build, check, stamp, rename"

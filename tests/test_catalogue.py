@@ -282,6 +282,27 @@ def test_a_folder_with_other_things_in_it_does_not_get_in_the_way(site, tmp_path
     assert [p.name for p in (tmp_path / "data/dtd").iterdir()] == ["notes.txt"]
 
 
+def test_archives_brought_on_a_stick_need_no_network_and_stay(site, tmp_path):
+    e, s = served(site, "caltech101", tmp_path)
+    archives = {"caltech-101.zip": s.official[0]}
+    lay(tmp_path / "data" / "archives", archives)
+    lay(tmp_path / "data" / "splits", {e.split.file: s.split})
+    os.environ["MUDPT_OFFLINE"] = "1"
+    with with_entries(e):
+        agree(task("caltech101", root=tmp_path / "data", **QUIET), e, s)
+    assert not site.log and [p.name for p in (tmp_path / "data/archives").iterdir()] == list(archives)
+
+
+def test_offline_and_nothing_there_is_a_sentence(site, tmp_path):
+    e, s = served(site, "dtd", tmp_path)
+    os.environ["MUDPT_OFFLINE"] = "1"
+    with with_entries(e), pytest.raises(NotHere, match="network is switched off"):
+        prepare("dtd", tmp_path / "data", **QUIET)
+    with with_entries(e), pytest.raises(NotHere, match="is not in .*: pass download=True"):
+        prepare("dtd", tmp_path / "data", download=False)
+    assert not site.log
+
+
 def test_an_interrupted_unpacking_is_started_again(site, tmp_path, monkeypatch):
     e, s = served(site, "eurosat", tmp_path)
     move = Path.rename
