@@ -163,8 +163,8 @@ class Row:
     def __post_init__(self):
         if not self.heats or not all(isinstance(h, Heat) for h in self.heats): raise BadInput("side_by_side takes one or more maps: side_by_side(a, b)")
         one = len({(h.kind, h.signed) for h in self.heats}) == 1
-        each = [limits([h.values], h.signed) for h in self.heats]
-        self.common, self.limits = one, [limits([h.values for h in self.heats], self.heats[0].signed)]*len(each) if one else each
+        alike = lambda h: [o.values for o in self.heats if (o.kind, o.signed) == (h.kind, h.signed)] # these are read against one another
+        self.common, self.limits = one, [limits(alike(h), h.signed) for h in self.heats]
 
     def caption(self, h): # What tells this panel from its neighbours
         told = [t for k in ('method', 'name', 'kind', 'at') if (t := getattr(h, k)) and (len(self.heats) == 1 or len({getattr(o, k) for o in self.heats}) > 1)]
