@@ -41,7 +41,18 @@ def timed(what, f):
     return out
 
 
-names = ["cat", "dog", "golden retriever", "fire truck", "sea lion", "tulip", "violin", "airplane", "cup of coffee", "oak"]
+names = [
+    "cat",
+    "dog",
+    "golden retriever",
+    "fire truck",
+    "sea lion",
+    "tulip",
+    "violin",
+    "airplane",
+    "cup of coffee",
+    "oak",
+]
 names = (names + [f"thing number {i}" for i in range(args.classes)])[: args.classes]
 seed_all(0)
 clip = timed("model, random weights", lambda: load_clip(args.model, device="cpu"))
