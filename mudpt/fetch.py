@@ -74,6 +74,8 @@ def mirrored(url:str # As its publisher states it
     "The address to ask, after MUDPT_MIRROR"
     base, u = os.environ.get('MUDPT_MIRROR', '').rstrip('/'), urlsplit(url)
     if not base or u.scheme == 'file' or url.startswith(base + '/'): return url
+    if urlsplit(base).scheme not in ('http', 'https', 'file'):
+        raise BadInput(f"MUDPT_MIRROR is '{base}', which is no address: use http://, https:// or file://")
     return f"{base}/{u.netloc}{u.path}" + (f'?{u.query}' if u.query else '')
 
 # %% ../nbs/25_fetch.ipynb #ca2510a6

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['BUSY', 'MAGIC', 'SUFFIX', 'CHUNK', 'Failed', 'kind_of', 'stranger', 'size_of', 'announced', 'forget', 'pull']
 
-# %% ../nbs/25c_stream.ipynb #1fc3101e
-import http.client, json, shutil, socket, ssl, urllib.error, urllib.request
+# %% ../nbs/25c_stream.ipynb #c3101806
+import http.client, json, shutil, socket, ssl, string, urllib.error, urllib.request
 from pathlib import Path
+from urllib.parse import quote
 
 from . import __version__
 from .core import write_whole
@@ -95,12 +96,12 @@ def _range(part:Path, url:str, known:bool) -> dict: # Headers
 # %% ../nbs/25c_stream.ipynb #bf420379
 def _ask(url:str, headers:dict, timeout:float, token:str|None=None):
     "Open an address; a failure comes back as `Failed`"
-    q = urllib.request.Request(url, headers={'User-Agent': f'mudpt/{__version__}'} | headers)
+    q = urllib.request.Request(quote(url, safe=string.punctuation), headers={'User-Agent': f'mudpt/{__version__}'} | headers)
     if token: q.add_unredirected_header('Authorization', f'Bearer {token}')
     try: return urllib.request.build_opener().open(q, timeout=timeout) # a new one, so that it sees today's proxies
     except urllib.error.HTTPError as e:
         if e.code == 416: return e
-        raise _status(e) from e
+        with e: raise _status(e) from e
     except (OSError, http.client.HTTPException) as e: raise _broken(e) from e
 
 def _int(x) -> int|None: return int(x) if x and str(x).strip().isdigit() else None

@@ -115,6 +115,17 @@ def test_a_mirror_stands_for_all_hosts(site, tmp_path):
     assert get("https://example.org/b.zip", tmp_path / "new", "b.zip", sha256=SHA).read_bytes() == BODY
 
 
+def test_a_mirror_that_is_no_address(tmp_path):
+    os.environ["MUDPT_MIRROR"] = "nas.lab/sets"
+    with pytest.raises(BadInput, match="MUDPT_MIRROR is 'nas.lab/sets'"):
+        get("https://example.org/a.zip", tmp_path)
+
+
+def test_addresses_with_odd_letters(site, tmp_path):
+    site.put("/ü b/50%/a.zip", BODY)
+    assert get(site.url + "/ü b/50%25/a.zip?x=[1]&y='2'", tmp_path, sha256=SHA).read_bytes() == BODY
+
+
 # Lines that break
 
 

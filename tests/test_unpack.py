@@ -254,7 +254,7 @@ def test_a_sparse_file_counts_in_full(tmp_path):
 # Damage
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kind=st.sampled_from(KINDS), share=st.floats(0.01, 0.999))
 def test_whatever_was_cut_short_is_refused(kind, share, tmp_path):
     path = made(kind, tmp_path / "a")
