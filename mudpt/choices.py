@@ -6,14 +6,16 @@
 __all__ = ['NOUN', 'RECIPE', 'DATA', 'OPT', 'Field', 'parse', 'argument_fields', 'devices', 'moved', 'recipe_fields', 'Choices',
            'value', 'enter', 'the_clip', 'the_task', 'build', 'plan', 'snapshot']
 
-# %% ../nbs/40b_choices.ipynb #e9b5c8b8
+# %% ../nbs/40b_choices.ipynb #98773a13
 import copy, math, os, re, typing
 from dataclasses import dataclass, replace
 
 import torch
 
+from .comparing import find_task, made_for
 from .core import BadInput, MudptError, needs, pick_device, seed_all, unknown
 from .prompts import methods, signature
+from .train import Trainer
 
 # %% ../nbs/40b_choices.ipynb #52bdc311
 _t = needs('traitlets', 'widgets')
@@ -177,14 +179,11 @@ def the_clip(self:Choices):
 
 def the_task(self:Choices):
     "The task by its name, looked up once"
-    from mudpt.comparing import find_task
     if self.task not in self._tasks: self._tasks[self.task] = find_task(self.task)
     return self._tasks[self.task]
 
 def build(self:Choices) -> tuple: # (a `Trainer`, {part: (items, names)} to glance at)
     "The run that the choices describe"
-    from mudpt.comparing import made_for
-    from mudpt.train import Trainer
     sample = self.the_task().few_shot(self.shots, self.seed)
     part = sample.base if self.half == 'base' else sample
     clip = self.the_clip()
