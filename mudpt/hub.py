@@ -98,7 +98,7 @@ def hub(repo:str, # 'owner/name'
        ) -> Path: # The file, as the hub announced it
     "A file of a repository on the hub, from the disk or the network; raises `NotHere` if neither has it"
     if repo_type not in ('model', 'dataset'): raise BadInput(f"repo_type '{repo_type}': use 'model' or 'dataset'")
-    revision = revision or 'main'
+    revision, file = revision or 'main', Archive((), file).file # which refuses names that lead out of the folder
     folder = Path(folder or data_dir() / 'hub' / f"{repo_type}s--{repo.replace('/', '--')}" / revision.replace('/', '--'))
     path, memo = folder / file, _remembered(folder / file)
     here = memo if memo and is_it(path, memo) else None

@@ -673,7 +673,7 @@ def test_what_the_package_of_the_hub_has_cached(at_hub, monkeypatch, tmp_path):
     assert hub("zoo/pets", "a.zip", folder=tmp_path / "mine") == tmp_path / "mine" / "a.zip" and at_hub.given() == n
 
 
-@pytest.mark.parametrize("wrong", [dict(repo="zoo/pets/cats"), dict(repo_type="space")], ids=str)
+@pytest.mark.parametrize("wrong", [dict(repo="zoo/pets/cats"), dict(repo_type="space"), dict(file="../a.zip")], ids=str)
 def test_names_the_hub_cannot_have(at_hub, wrong):
     with pytest.raises(BadInput):
         hub(**(dict(repo="zoo/pets", file="a.zip") | wrong))
