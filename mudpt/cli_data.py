@@ -82,4 +82,4 @@ def data_check(path: Annotated[str, Argument(help='A folder, a listing, or a dat
     from mudpt.checking import check
     r = check(path)
     typer.echo(json.dumps(r.to_dict(), default=str) if json_ else r.text)
-    if r.problems: raise typer.Exit(1)
+    if r.status: raise typer.Exit(r.status)

@@ -33,9 +33,15 @@ def test_help_is_quick_because_torch_is_not_loaded():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-@pytest.mark.parametrize("command", ["compare", "train", "judge", "predict", "methods", "version"])
+PROTOCOLS = ["few-shot", "base-to-new", "cross-dataset", "domain-shift"]
+DATA = [("data", c) for c in ("list", "prepare", "where", "shots", "check")]
+
+
+@pytest.mark.parametrize(
+    "command", [(c,) for c in ["compare", "train", "judge", "predict", "methods", "version", *PROTOCOLS]] + DATA
+)
 def test_every_command_has_help(command):
-    r = call(command, "--help")
+    r = call(*command, "--help")
     assert r.exit_code == 0 and "Usage" in r.output
 
 
@@ -120,3 +126,171 @@ def test_unreadable_pictures_are_counted_and_named(tmp_path, capsys):
     assert "1 of 2 images are left out" in said and "bad.jpg" in said
     with pytest.raises(BadInput, match="bad.jpg"):
         readable([bad])
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    "Three little tasks on the disk: the same classes in two styles, and others"
+    from mudpt import emoji
+
+    for where, style, names in (
+        ("twitter", "twemoji", ("fox", "owl", "cat", "bear")),
+        ("google", "noto", ("fox", "owl", "cat", "bear")),
+        ("fruit", "twemoji", ("banana", "kiwi")),
+    ):
+        for part, n in (("train", 2), ("test", 1)):
+            for name in names:
+                (tmp_path / where / part / name).mkdir(parents=True)
+                for i in range(n):
+                    image = emoji.scene(name, style, i + 100 * (part == "test")).image()
+                    image.save(tmp_path / where / part / name / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+TINY = "--methods", "ZeroShot,CoOp", "--epochs", 1
+
+
+def test_few_shot_and_base_to_new_from_the_command_line(folders):
+    r = call("few-shot", *TINY, "--tasks", "twitter,fruit", "--shots", "1,2", "--out", "few")
+    assert r.exit_code == 0, r.output
+    for said in (
+        "1 shot ",
+        "2 shots",
+        "average over tasks",
+        "8/8",
+        "tier A",
+        "1 epochs and 4 images per batch alike",
+    ):
+        assert said in r.output, said
+    r = call("base-to-new", *TINY, "--tasks", "twitter", "--shots", 1, "--out", "halves")
+    assert r.exit_code == 0 and " H " in r.stdout and "harmonic mean of the averaged" in " ".join(r.stdout.split())
+    files = {"cells", "results.json", "table.md", "table.csv", "report.html"}
+    assert {p.name for p in (folders / "few").iterdir()} == {p.name for p in (folders / "halves").iterdir()} == files
+
+
+def test_other_data_from_the_command_line_trained_once(folders):
+    r = call("cross-dataset", *TINY, "--source", "twitter", "--targets", "fruit,google", "--shots", 2, "--out", "cross")
+    assert r.exit_code == 0 and "average" in r.stdout and "cross-dataset from twitter" in r.stdout, r.output
+    times = {f.name: f.stat().st_mtime_ns for f in (folders / "cross/trained").iterdir()}
+    assert len(times) == 2 and all(n.endswith(".safetensors") for n in times)
+    shift = ("domain-shift", *TINY, "--source", "twitter", "--shots", 2, "--trained", "cross/trained", "--out", "shift")
+    r = call(*shift, "--targets", "google")
+    assert r.exit_code == 0 and "google" in r.stdout, r.output
+    assert times == {f.name: f.stat().st_mtime_ns for f in (folders / "cross/trained").iterdir()}
+    r = call("domain-shift", *TINY, "--source", "twitter", "--targets", "fruit", "--shots", 2)
+    assert r.exit_code == 2 and "mudpt domain-shift: 'fruit' has classes that 'twitter' has not" in r.stderr
+
+
+def test_a_damaged_target_does_not_fail_the_command(folders, monkeypatch):
+    import mudpt.once as mo
+
+    real = mo.score
+
+    def score(m, items, names, **k):
+        if "banana" in names:
+            raise OSError("disk on fire")
+        return real(m, items, names, **k)
+
+    monkeypatch.setattr(mo, "score", score)
+    args = "cross-dataset", "--methods", "ZeroShot", "--source", "twitter", "--shots", 2, "--out", "c", "--targets"
+    r = call(*args, "fruit,google")
+    assert r.exit_code == 0 and "failed: OSError: disk on fire" in r.stderr and "2 of 3 runs" in r.stdout
+
+
+@pytest.mark.parametrize(
+    "args,says",
+    [
+        (("cross-dataset", "--targets", "emoji/foods"), "did you mean 'emoji/food'"),
+        (("cross-dataset", "--source", "emoji/animal"), "did you mean 'emoji/animals'"),
+        (("few-shot", "--methods", "Coop"), "did you mean 'CoOp'"),
+        (("few-shot", "--tasks", "eurosatt"), "did you mean 'eurosat'"),
+        (("base-to-new", "--set", "CoOp.nctx=4"), "did you mean 'n_ctx'"),
+        (("data", "where", "eurosatt"), "did you mean 'eurosat'"),
+        (("data", "prepare", "dtd", "eurosatt"), "did you mean 'eurosat'"),
+        (("data", "shots", "no.json", "--shots", 1), "no split file at 'no.json'"),
+        (("data", "shots", "bad.json", "--shots", 1), "cannot be read as a split file"),
+        (("data", "shots", "list.json", "--shots", 1), "it needs lists 'train'"),
+        (("data", "shots", "good.json", "--shots", 0), "0 shots"),
+        (("data", "shots", "good.json", "--shots", 1, "--half", "old"), "choose base or new"),
+        (("data", "check", "no/folder"), "no/folder"),
+    ],
+)
+def test_mistakes_in_names_are_one_sentence_and_a_2(tmp_path, monkeypatch, args, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.json").write_text("{")
+    (tmp_path / "list.json").write_text("[1]")
+    (tmp_path / "good.json").write_text(json.dumps(split()))
+    r = call(*args)
+    assert r.exit_code == 2 and says in r.stderr and r.stdout == "" and "Traceback" not in r.output, r.output
+    called = " ".join(args[:2]) if args[0] == "data" else args[0]
+    assert r.stderr.startswith(f"mudpt {called}: ") and len(list(tmp_path.iterdir())) == 3
+
+
+def split():
+    rows = [[f"{c}/{c}_{i}.jpg", y, c] for y, c in enumerate(("a", "b", "c")) for i in range(7)]
+    return dict(train=rows[::-1], val=rows[:9], test=rows)
+
+
+def by_hand(rows, rng, k):
+    "The rule in its plainest form"
+    groups = {}
+    for r in rows:
+        groups.setdefault(r[1], []).append(r)
+    return [r for g in groups.values() for r in (rng.sample(g, k) if len(g) >= k else g)]
+
+
+def test_shots_prints_the_official_subset_and_nothing_else(tmp_path):
+    import random
+
+    file = tmp_path / "split.json"
+    file.write_text(json.dumps(split()))
+    code = "from mudpt.cli import app; app()"
+    args = [sys.executable, "-c", code, "data", "shots", str(file), "--shots", "5", "--seed", "2"]
+    r = subprocess.run(args, capture_output=True, text=True)
+    assert r.returncode == 0 and r.stderr == ""
+    rng = random.Random(2)
+    want = dict(train=by_hand(split()["train"], rng, 5), val=by_hand(split()["val"], rng, 4))
+    assert json.loads(r.stdout) == want
+    for half, labels in (("base", {0: 0, 1: 1}), ("new", {2: 0})):
+        got = json.loads(call("data", "shots", file, "--shots", 5, "--seed", 2, "--half", half).stdout)
+        assert got == {p: [[f, labels[y], n] for f, y, n in want[p] if y in labels] for p in want}
+
+
+def test_data_sets_are_listed_and_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("MUDPT_DATA", str(tmp_path))
+    monkeypatch.setenv("MUDPT_OFFLINE", "1")
+    sets = json.loads(call("data", "list", "--json").stdout)
+    assert len(sets) == 15 and {"key", "name", "classes", "train", "val", "test"} <= sets[0].keys()
+    r = call("data", "list")
+    assert r.exit_code == 0 and all(s["key"] in r.stdout for s in sets) and str(tmp_path) in r.stdout
+    r = call("data", "where", "dtd")
+    assert r.exit_code == 1 and r.stdout == "" and "DescribableTextures is not in" in r.stderr
+    assert json.loads(call("data", "where", "textures", "--json").stdout)["state"] == "absent"
+    r = call("data", "prepare", "dtd", "imagenet")
+    assert r.exit_code == 2 and r.stdout == "" and "register at https://image-net.org" in r.stderr
+
+
+def test_check_reports_and_fails_where_there_are_problems(folders):
+    r = call("data", "check", "twitter")
+    assert r.exit_code == 0 and "fox" in json.dumps(json.loads(call("data", "check", "twitter", "--json").stdout))
+    (folders / "twitter/test/fox/again.png").write_bytes((folders / "twitter/train/fox/0.png").read_bytes())
+    r = call("data", "check", "twitter", "--json")
+    assert r.exit_code == 1 and json.loads(r.stdout)["problems"]
+
+
+def test_ctrl_c_in_a_protocol_says_how_to_go_on(folders, monkeypatch):
+    import mudpt.once as mo
+
+    def interrupted(*a, **k):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mo, "score", interrupted)
+    args = "cross-dataset", *TINY, "--source", "twitter", "--targets", "fruit", "--shots", 2, "--out", "res"
+    r = call(*args)
+    assert r.exit_code == 130 and "'res': the same command goes on" in r.output
+    monkeypatch.undo()
+    monkeypatch.chdir(folders)
+    kept = [f.stat().st_mtime_ns for f in (folders / "res/trained").iterdir()]
+    assert len(kept) == 1 and call(*args).exit_code == 0
+    assert kept[0] in [f.stat().st_mtime_ns for f in (folders / "res/trained").iterdir()]
