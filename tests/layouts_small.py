@@ -46,6 +46,11 @@ def packed(files):
     return b.getvalue()
 
 
+def unzipped(data):
+    with zipfile.ZipFile(io.BytesIO(data)) as z:
+        return {n: z.read(n) for n in z.namelist()}
+
+
 @dataclass
 class Small:
     """A small data set: what it holds, and the archives that hold it, by address or by (repository, file)"""

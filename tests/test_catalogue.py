@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from layouts_small import MAKERS, SYNSETS, below, colour, hub_zip, packed, picture, served, tape
+from layouts_small import MAKERS, SYNSETS, below, colour, hub_zip, packed, picture, served, tape, unzipped
 from PIL import Image
 from serve import serving
 
@@ -79,6 +79,31 @@ def test_every_data_set_from_the_hub_when_its_own_server_is_gone(key, site, tmp_
     assert any("could not be downloaded" in x or "on the hub" in x for x in said) and said[-1].startswith(
         f"{e.name}: from hub repository zhengli97"
     )
+
+
+WRAPS = {
+    "nothing around it": lambda folder, k: k.removeprefix(f"{folder}/"),
+    "another folder around it": lambda folder, k: k.replace(folder, "my copy", 1),
+    "two folders around it": lambda folder, k: f"upload/{k}",
+    "itself around it": lambda folder, k: f"{folder}/{k}",
+    "a Mac's litter beside it": lambda folder, k: k,
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+@pytest.mark.parametrize(
+    "key", ["ucf101", "stanford_cars", "fgvc_aircraft", "imagenet_a", "imagenet_sketch", "imagenetv2"]
+)
+def test_whatever_an_archive_of_the_hub_wraps_around_a_data_set(key, wrap, site, tmp_path):
+    e, s = served(site, key, tmp_path, hub_only=True)
+    files = {WRAPS[wrap](e.folder, k): v for k, v in unzipped(hub_zip(e, s)).items()}
+    files |= {f"__MACOSX/{e.folder}/._x": b"?"} if "Mac" in wrap else {}
+    source = next(x for x in e.sources if x.name.endswith("prompt_learning_dataset"))
+    a = source.steps[0].archive
+    site.hub(a.repo, {a.file: packed(files)}, at="/huggingface.co")
+    with with_entries(replace(e, sources=(source,))):
+        agree(task(key, root=tmp_path / "data", **QUIET), e, s)
+        agree(task(key, root=tmp_path / "data", download=False), e, s)
 
 
 def test_the_cars_from_their_own_server_should_it_come_back(site, tmp_path):
