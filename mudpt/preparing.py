@@ -23,7 +23,7 @@ from .unpack import unpack
 # %% ../nbs/26g_prepare.ipynb #cba0e721
 def _get(archive, folder:Path, tell, net:dict) -> Path:
     "An archive, from wherever it is"
-    if isinstance(archive, OnHub): return hub(archive.repo, archive.file, archive.repo_type, folder=folder, tell=tell, **net)
+    if isinstance(archive, OnHub): return hub(archive.repo, archive.file, archive.repo_type, folder=folder/'hub', tell=tell, **net)
     return fetch(archive, folder, tell=tell, **net)
 
 def _move(tree:Path, to:Path) -> None:
