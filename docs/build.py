@@ -43,14 +43,31 @@ def copy_sources(src, cfg):
     for name in ("nbs", cfg["lib_path"]):
         shutil.copytree(ROOT / name, src / name, symlinks=True, ignore=junk)
     shutil.copy(ROOT / "settings.ini", src)
+    for p in kept():  # pages read and show what was measured
+        (src / p).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / p, src / p)
     text = (ROOT / "index.ipynb").read_text(encoding="utf-8")
     (src / "index.ipynb").write_text(from_site(text, f"{cfg['git_url']}/blob/{cfg['branch']}"), encoding="utf-8")
 
 
+def kept(kinds=(".png", ".json")):
+    "Pictures and numbers that stand beside the documentation, as paths from the top of the project."
+    return [p.relative_to(ROOT) for p in sorted((ROOT / "docs").rglob("*")) if p.suffix in kinds]
+
+
 def from_site(text, repository):
-    "index.ipynb stands at the top of the repository but among the pages of the site: its links move with it."
-    files = "|".join([*(re.escape(p.name) for p in ROOT.iterdir() if p.is_file()), r"(?:docs|scripts|tests)/[\w./-]+"])
+    """index.ipynb stands at the top of the repository but among the pages of the site: its links move with it.
+    Its pictures come along."""
+    files = "|".join(re.escape(p.name) for p in ROOT.iterdir() if p.is_file())
+    files += r"|(?:docs|scripts|tests)/[\w./-]+(?<!\.png)"
     return re.sub(rf"\]\(({files})\)", rf"]({repository}/\1)", text.replace("](nbs/", "]("))
+
+
+def place(src, site):
+    "Put the pictures where index.ipynb looks for them."
+    for p in kept((".png",)):
+        (site / p).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(src / p, site / p)
 
 
 def skipped(cell, flags):
@@ -92,10 +109,12 @@ def main():
             drawn(p)
     run(sys.executable, HERE / "process_nbs.py", cwd=src, **env)
     if engine == "quarto":
+        place(src, src / "_proc")
         run("quarto", "render", "--no-cache", cwd=src / "_proc")
         made = src / "_proc" / "_docs"
     else:
         run(sys.executable, HERE / "to_sphinx.py", src / "_proc", src / "_sphinx", cwd=src)
+        place(src, src / "_sphinx")
         flags = "-q -W --keep-going -j 2 -b html".split()
         run(sys.executable, "-m", "sphinx", *flags, src / "_sphinx", src / "_html", cwd=src)
         made = src / "_html"
