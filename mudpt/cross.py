@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .core import BadInput, NoSlots, needs, unknown
-from .heat import Heat, as_png, colours, layout, limits
+from .heat import Heat
+from .ink import as_png, colours, layout, limits
 from .looking import Look
 from .relevance import as_heat
 

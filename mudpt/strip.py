@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .core import BadInput, needs
-from .heat import as_png, colours, layout, limits
+from .ink import as_png, colours, layout, limits
 
 # %% ../nbs/30a_strip.ipynb #05ae46ac
 @dataclass

@@ -468,7 +468,7 @@ CELLS = {4: [(0, 0), (0, 3), (3, 0), (3, 3), (1, 2), (2, 0)], 10: [(0, 0), (0, 9
 
 
 @pytest.mark.parametrize("kind", ["vit", "timm", "siglip"])
-@pytest.mark.parametrize("name", ["ZeroShot", "CoCoOp", "VPT", "MaPLe", "MuDPT", "DCP", "DPT vlp", "DPT"])
+@pytest.mark.parametrize("name", MAKE)
 def test_one_changed_patch_is_found_where_it_is(kind, name):
     "In block 0 a key changes where the picture changed, and nowhere else: weights shift by one common factor, save one"
     clip = small(kind)
@@ -482,7 +482,7 @@ def test_one_changed_patch_is_found_where_it_is(kind, name):
         y = x.clone()
         y[..., p * r : p * r + p, p * c : p * c + p] += torch.randn(3, p, p, generator=torch.Generator().manual_seed(0))
         t = look(m, y, NAMES)
-        asked = ["raw"] * V.only_first + ["prompt"] * (visited and name != "DPT")
+        asked = ["raw"] * V.only_first + ["prompt"] * (visited and "everywhere" not in name)
         for by in asked or ["similarity"]:
             if by == "similarity":
                 d = np.abs(draw(t, NAMES[0], by, layer=0).values - draw(base, NAMES[0], by, layer=0).values)
@@ -534,11 +534,15 @@ def pasted(name, x, y, size=30):
     return ground
 
 
-@pytest.mark.parametrize("name", ["ZeroShot", "CoOp", "VPT", "MuDPT", "DCP", "DPT"])
+@pytest.mark.parametrize(
+    "name", ["ZeroShot", "CoOp", "CoCoOp", "VPT", "IVLP", "MaPLe", "MuDPT", "DCP", "DPT vlp", "DPT"]
+)
 def test_maps_follow_an_emoji(name):
     clip = emoji.clip(device="cpu")
     seed_all(2)
     m = MAKE[name](clip)
+    if name == "CoCoOp":  # its network begins at random; here it begins at no shift
+        torch.nn.init.zeros_(m.meta[2].weight), torch.nn.init.zeros_(m.meta[2].bias)
     names = ["cat", "rocket", "umbrella"]
     for by in ("raw", "rollout", "relevance", "similarity"):
         at = {}
@@ -753,6 +757,10 @@ def test_sentences():
 
 def test_a_look_that_fails_leaves_the_towers_as_they_were():
     clip = small("vit")
+    m = made("DPT", clip)
+    m.train()
+    look(m, images(clip, 1), NAMES)
+    assert m.training and all(c.look is None for c in m.cavpt)
     with pytest.raises(BadInput, match="needs its classes first"):
         look(CoOp(clip, 2, csc=True), images(clip, 1), NAMES)
     assert clip.image.look is None and clip.text.look is None
