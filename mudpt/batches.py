@@ -100,8 +100,9 @@ class Direct:
 def direct(transform:Callable) -> Direct|None: # None if its end is another one
     "The same transform as `Direct`, where it ends like a CLIP's own"
     if isinstance(transform, Still): transform = transform.transform
-    *head, a, b = getattr(transform, 'transforms', None) or [None, None]
-    known = type(transform) is Compose and type(a).__name__ in ('ToTensor', 'MaybeToTensor') and isinstance(a, ToTensor) and type(b) is Normalize
+    if type(transform) is not Compose or len(transform.transforms) < 2: return None
+    *head, a, b = transform.transforms
+    known = isinstance(a, ToTensor) and type(a).__name__ in ('ToTensor', 'MaybeToTensor') and type(b) is Normalize
     return Direct(head, Compose([a, b])) if known and len(b.mean) == 3 else None
 
 # %% ../nbs/20b_batches.ipynb #b7b216b5
