@@ -122,7 +122,8 @@ def recall(image, text, labels, k:int=1, of:str='image') -> float: # 0 to 1
     "Share of pictures whose name is among the k nearest names; of='text': share of names with an own picture among the k nearest pictures"
     if of not in ('image', 'text'): raise unknown('cloud', of, ('image', 'text'))
     x, t, y = sound(image, text, labels)
-    if not 1 <= k <= (n := len(t if of == 'image' else x)): raise BadInput(f"k={k}: there are {n} {'names' if of == 'image' else 'pictures'} to find, ask for 1 to {n}")
+    n = len(t if of == 'image' else x)
+    if not 1 <= k <= n: raise BadInput(f"k={k}: there are {n} {'names' if of == 'image' else 'pictures'} to find, ask for 1 to {n}")
     s = x @ t.T
     own = y[:, None] == np.arange(len(t))
     if of == 'text': s, own = s.T[(w := own.any(0))], own.T[w]
