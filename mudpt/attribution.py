@@ -92,12 +92,13 @@ class _Sum:
             warnings.warn(self.note, stacklevel=3)
         return self
 
-@dataclass
+@dataclass(repr=False)
 class Attribution(_Sum, Heat):
     "A map whose values answer for the change of a logit"
     change: float | None = None # The logit (or lead) as it is, less the one with everything absent
     completeness: float | None = None # |sum - change| / |change|, where theory says it is 0; else None
     def __sub__(self, other): return replace(minus(self, other), change=None, completeness=None, note='')
+    def __repr__(self): return Heat.__repr__(self)[:-1].replace('Heat', 'Attribution', 1) + ('' if self.change is None else f', adds up to {self.change:.4g} with a gap of {100*self.completeness:.2g} %') + ')'
 
 @dataclass
 class Bars(_Sum):

@@ -265,6 +265,21 @@ def test_nothing_is_left_behind():
     assert again.values.max() > 0
 
 
+def test_half_precision():
+    seed_all(1)
+    m = shake(methods["MaPLe"](small("vit", "bf16"), n_ctx=2)).eval()
+    x = images(m.clip, 1)[0]
+    for by, on in (
+        ("integrated gradients", "words"),
+        ("shapley", "slots"),
+        ("gradcam", "patches"),
+        ("saliency", "pixels"),
+    ):
+        r = attribute(m, x, NAMES, NAMES[0], by, on=on, steps=8, samples=1)
+        assert np.isfinite(r.values).all() and np.abs(r.values).max() > 0
+        assert by != "shapley" or r.completeness < 1e-3
+
+
 # What a result says
 
 
@@ -282,6 +297,8 @@ def test_results_draw():
     m, x = make("IVLP"), images(small(), 1)[0]
     a = attribute(m, x, NAMES, NAMES[0], "occlusion")
     b = attribute(make("MaPLe"), x, NAMES, NAMES[0], "occlusion")
+    whole = attribute(m, x, NAMES, NAMES[0], "shapley", samples=1)
+    assert "adds up to" in repr(whole) and repr(a).startswith("Attribution('IVLP") and "adds" not in repr(a)
     assert (a - b).completeness is None and "IVLP − MaPLe" in (a - b).method
     bars = attribute(m, x, NAMES, NAMES[0], "input x gradient", on="slots")
     assert bars.png()[:4] == b"\x89PNG" and a.png()[:4] == b"\x89PNG"

@@ -10,7 +10,7 @@ from small import NAMES, shake, small
 
 import mudpt.methods  # noqa: F401  (registers them)
 from mudpt import emoji
-from mudpt.core import BadInput, NoSlots, Unknown, digest, seed_all
+from mudpt.core import BadInput, Unknown, digest, seed_all
 from mudpt.heat import Heat
 from mudpt.marks import curve, deletion, insertion, inside, pointing, ranking, returned
 from mudpt.prompts import Out, Prompts, methods
