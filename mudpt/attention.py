@@ -77,7 +77,7 @@ def draw(t:Look, name=None, by='relevance', **kw)->Heat: # layer, head, slot, co
     if name is None and by in ('relevance', 'similarity', 'cavpt'): raise BadInput(f"{by} is evidence for a class: name one of {', '.join(t.names)}")
     if name is not None: t.index(name)
     h = maps[by](t, name, **kw)
-    h.at = ', '.join(f"{'block' if k == 'layer' else k} {v}" for k, v in kw.items() if k in ('layer', 'head'))
+    h.at = ', '.join(f'{word} {kw[k]}' for k, word in (('layer', 'block'), ('head', 'head')) if kw.get(k) is not None)
     return h
 
 def heat(method, # Any method
