@@ -77,9 +77,11 @@ def data_shots(split: Annotated[Path, Argument(help='A split file of the CoOp be
 # %% ../nbs/50b_data_cli.ipynb #edfa1cf2
 @data_app.command('check')
 @told
-def data_check(path: Annotated[str, Argument(help='A folder, a listing, or a data set that is here')], json_: Json = False, debug: Debug = False):
+def data_check(path: Annotated[str, Argument(help='A folder, a listing, or a data set that is here')],
+               alike: Annotated[Optional[int], Option(help='Also look for pictures that are nearly the same: bits of 64 that may differ, e.g. 4')] = None,
+               json_: Json = False, debug: Debug = False):
     "Read all images of a folder or data set and report; exit code 1 if problems are found"
     from mudpt.checking import check
-    r = check(path)
+    r = check(path, alike)
     typer.echo(json.dumps(r.to_dict(), default=str) if json_ else r.text)
     if r.status: raise typer.Exit(r.status)

@@ -98,6 +98,7 @@ class Comparison:
         return pd.DataFrame([{k: v for k,v in r.items() if k not in ('losses', 'plan', 'per_class', 'traceback')} for r in self.rows])
     @property
     def errors(self) -> list: return [r for r in self.rows if r['status'] != 'ok']
+    def __repr__(self): return f"{self.table()}\n\n" + '\n'.join(self.notes())
     def _repr_html_(self):
         t = self.table()
         return f"{t.html()}{column_chart(t) if isinstance(t, Columns) else ''}<p>{'<br>'.join(map(escape, self.notes()))}</p>"
@@ -106,7 +107,7 @@ class Comparison:
         "What belongs under the table"
         seeds,memory = self.info['seeds'],next((r['memory'] for r in self.rows if r['status'] == 'ok'), '')
         return list(filter(None, [budget(self.info), f"Mean ± population standard deviation over seeds {', '.join(map(str, seeds))}." if len(seeds) > 1 else f'One seed ({seeds[0]}): no spread is known.',
-                SAID.get(self.info['protocol'], ''), precision_note(self.rows), tier_note(self.rows), split_note(self.rows), memory and f'Peak memory: the most that was {memory} in a run.',
+                SAID.get(self.info['protocol'], ''), precision_note(self.rows), tier_note(self.rows), split_note(self.rows), memory and not isinstance(self.table(), Columns) and f'Peak memory: the most that was {memory} in a run.',
                 *self.info.get('notes', []), *refused(self.rows), *failed(self.rows)]))
 
 # %% ../nbs/24d_results.ipynb #f825b173

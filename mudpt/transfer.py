@@ -64,8 +64,8 @@ def emoji_notes(clip, tasks) -> list: # Sentences
     from mudpt import emoji
     ours = [t for t in tasks if t.name.startswith('emoji/')]
     if not ours: return []
-    some = f"Among {min(len(t.names) for t in ours)} to {max(len(t.names) for t in ours)} names" if len({len(t.names) for t in ours}) > 1 else f"Among {len(ours[0].names)} names"
-    chance = f"{some} guessing is right in {100 / max(len(t.names) for t in ours):.1f} % (of the largest task)." if 'to' in some else f"{some} guessing is right in {100 / len(ours[0].names):.1f} %."
+    few,many = min(len(t.names) for t in ours),max(len(t.names) for t in ours)
+    chance = f"Among {few} names guessing is right in {100 / few:.1f} %" + (f", among {many} in {100 / many:.1f} %." if many > few else '.')
     if clip.name != 'emoji': return [chance]
     return [chance, f"The emoji CLIP was pretrained on every concept of every group, in the styles {', '.join(emoji.pretrain_styles)}; it never saw {' or '.join(emoji.held_out_styles)}. "
             "So no class is new to the model, only to the prompts, and a target in a style it was pretrained on is a shift for the prompts alone."]
