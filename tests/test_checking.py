@@ -314,9 +314,9 @@ def test_other_transforms_take_the_long_way(t):
 
 def test_pictures_of_other_modes_and_sizes():
     norm = tv.Normalize((0.5,) * 3, (0.5,) * 3)
-    grey = tv.Compose([tv.Grayscale(), tv.ToTensor(), norm])
-    x, _ = next(iter(loader([(picture(1), 0)], grey)))
-    assert torch.equal(x[0], grey(picture(1)))
+    t = tv.Compose([lambda im: im.convert("HSV"), tv.ToTensor(), norm])
+    x, _ = next(iter(loader([(picture(1), 0)], t)))
+    assert torch.equal(x[0], t(picture(1)))
     mixed = [(picture(1), 0), (picture(2, (50, 32)), 0)]
     with pytest.raises(BadInput, match="one size"):
         list(loader(mixed, tv.Compose([tv.ToTensor(), norm])))
@@ -445,7 +445,7 @@ def test_pixels_that_never_reached_the_disk_are_made_again(tmp_path):
 
 
 def test_a_broken_image_stops_the_work_and_keeps_what_was_done(tmp_path):
-    items = photos(tmp_path / "p")
+    items = photos(tmp_path / "p", 40)
     Path(items[9][0]).write_bytes(b"?")
     with pytest.raises(BadFile, match=Path(items[9][0]).name):
         small(items, 32, tmp_path / "k", **quiet)
@@ -454,7 +454,7 @@ def test_a_broken_image_stops_the_work_and_keeps_what_was_done(tmp_path):
     picture(9).save(items[9][0])
     said = []
     small(items, 32, tmp_path / "k", say=said.append)
-    assert said[0].startswith("3 pictures")
+    assert said[0].startswith("31 pictures")
 
 
 def test_damage_is_found_when_asked_for(tmp_path):
