@@ -114,7 +114,9 @@ def test_neighbours_against_sklearn():
     theirs = NearestNeighbors(n_neighbors=7, metric="cosine").fit(b).kneighbors(return_distance=False)
     close(al.mutual_knn(x, b, k=7), np.mean([len(set(p) & set(q)) / 7 for p, q in zip(want[:, :7], theirs)]))
     means = np.stack([unit(x)[y == c].mean(0) for c in range(6)])
-    p, q = (NearestNeighbors(n_neighbors=2, metric="cosine").fit(v).kneighbors(return_distance=False) for v in (means, t))
+    p, q = (
+        NearestNeighbors(n_neighbors=2, metric="cosine").fit(v).kneighbors(return_distance=False) for v in (means, t)
+    )
     close(al.mutual_knn(x, t, y), np.mean([len(set(a) & set(b)) / 2 for a, b in zip(p, q)]))
 
 
@@ -275,7 +277,9 @@ def test_compare_marks_the_best_and_takes_plain_arrays():
     good = t[y] + 0.01 * x
     table = al.compare({"loose": (x, t, y), "tight": (good, t, torch.tensor(y))}, ["gap", "margin", "alignment"])
     assert table.best() == {"margin": ["tight"], "alignment": ["tight"]}
-    assert list(table.frame().index) == ["loose", "tight"] and f"<b>{al.margin(good, t, y):.3f}</b>" in table._repr_html_()
+    assert (
+        list(table.frame().index) == ["loose", "tight"] and f"<b>{al.margin(good, t, y):.3f}</b>" in table._repr_html_()
+    )
     assert len(table.figure().data) == 3 and table.png()[:4] == b"\x89PNG"
     like = al.likeness({"a": (x, t, y), "b": (x @ turn(8), t, y), "c": (good, t, y)})
     close(like.frame().loc["a", "b"], 1)
@@ -310,7 +314,12 @@ def test_projection_frame_is_what_is_drawn():
     x, t, y = clouds()
     p = project({"a": (x, t, y), "b": (x[::2], t, y[::2])}, by="tsne", perplexity=5)
     f = p.frame()
-    assert f.groupby(["method", "kind"]).size().to_dict() == {("a", "image"): 60, ("a", "name"): 6, ("b", "image"): 30, ("b", "name"): 6}
+    assert f.groupby(["method", "kind"]).size().to_dict() == {
+        ("a", "image"): 60,
+        ("a", "name"): 6,
+        ("b", "image"): 30,
+        ("b", "name"): 6,
+    }
     d = p.figure().data[0]
     close(np.stack([d.x, d.y], 1), f.query("method == 'a' and kind == 'image'")[["x", "y"]].to_numpy())
     again = project({"a": (x, t, y), "b": (x[::2], t, y[::2])}, by="tsne", perplexity=5)
@@ -338,3 +347,16 @@ def test_umap_is_handed_all_points_at_once(monkeypatch):
     p = project({"a": (x, t, y), "b": (x, t, y)}, by="umap", seed=3, min_dist=0.5)
     assert seen[1] == (132, 8) and seen[0]["random_state"] == 3 and seen[0]["min_dist"] == 0.5
     close(p.points["b"][1], unit(t)[:, :2])
+
+
+def test_umap_itself_keeps_clouds_apart_and_repeats_itself():
+    g = np.random.default_rng(0)
+    centres = unit(g.normal(size=(3, 8)))
+    y = np.repeat(np.arange(3), 20)
+    x = centres[y] + 0.02 * g.normal(size=(60, 8))
+    p, again = (project({"a": (x, centres, y)}, by="umap", seed=1, n_neighbors=8) for _ in range(2))
+    at, names = p.points["a"]
+    close(at, again.points["a"][0])
+    middle = np.stack([at[y == c].mean(0) for c in range(3)])
+    nearest = np.linalg.norm(at[:, None] - middle, axis=-1).argmin(1)
+    assert (nearest == y).all() and names.shape == (3, 2)
