@@ -9,10 +9,18 @@ _HOME = {  # module -> its names; a module is imported when one of its names is 
     "methods": "ZeroShot CoOp CoCoOp VPT IVLP MaPLe MuDPT DCP DPT",
     "keep": "load_prompts read_card",
     "data": "Task folder listing open_image",
+    "sources": "as_task from_hf from_torchvision from_frame from_shards",
+    "catalogue": "tasks task prepare",
     "cache": "features",
     "train": "Trainer Event Bar Log",
     "judging": "judge judge_on score harmonic",
     "comparing": "compare",
+    "attention": "look side_by_side",
+    "alignment": "embed Track",
+    "attribution": "attribute",
+    "scoring": "score_maps",
+    "words": "WordTrack",
+    "protocols": "few_shot_curve base_to_new cross_dataset domain_shift",
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names.split()}
 __all__ = [*_WHERE, "methods", "emoji"]

@@ -16,11 +16,12 @@ import pandas as pd
 from .core import BadInput
 from .finding import Where, where
 from .layouts import Layout
+from .named import find_task
 from .preparing import prepare, ready
 from .sets import ENTRIES, DataSet, Source, Step, entry, with_entries
 from .shelf import data_dir
 from .shots import digest_of, subset
-from .task import Task, templates
+from .fewshot import Task, templates
 
 # %% ../nbs/26_catalogue.ipynb #3455e1c6
 _all_ = ['prepare', 'where', 'Where', 'DataSet', 'Source', 'Step', 'entry', 'with_entries', 'subset', 'digest_of']
@@ -70,7 +71,7 @@ def as_task(e:DataSet, layout:Layout) -> Task:
     def items(part): return [(base + p.replace('/', os.sep), y) for p, y in part]
     return Task(e.name, layout.names, items(layout.train), items(layout.val), items(layout.test), templates[e.name])
 
-def task(name, # 'dtd', 'DescribableTextures', 'DTD' …: see `tasks()`
+def task(name, # 'dtd', 'DescribableTextures', 'DTD' …: see `tasks()`; or 'emoji/<group>'
          shots:int|None=None, # Images per class to train on; None for all
          seed:int=1, # Of the subset; the papers use 1, 2 and 3
          root=None, # The data folder; None for `data_dir()`
@@ -79,6 +80,9 @@ def task(name, # 'dtd', 'DescribableTextures', 'DTD' …: see `tasks()`
          **kw # `tell`, `say`, `keep` and what `fetch` takes: see `ready`
         ) -> Task:
     "A data set of the papers as a task; raises `NotHere` or `BadFile` with what to do"
+    if isinstance(name, str) and name.split('/')[0] == 'emoji': # the drawn ones are always at hand
+        full = find_task(name)
+        return full.few_shot(shots, seed) if shots else full
     e = entry(name)
     if shots and not e.sizes[1]: raise BadInput(f"{e.name} is for judging only and has no training images: leave out shots")
     full = as_task(e, ready(e, root, download, check=check, **kw).layout)

@@ -17,7 +17,7 @@ from pathlib import Path
 from .batches import Augment, Loader, Still, loader # noqa: F401
 from .core import BadFile, BadInput
 from .pictures import open_image, unreadable # noqa: F401
-from .task import PHOTO, Task, by_class, clean, few_shot, templates # noqa: F401
+from .fewshot import PHOTO, Task, by_class, clean, few_shot, templates # noqa: F401
 
 # %% ../nbs/20_data.ipynb #94662d4e
 _all_ = ['Task', 'Augment', 'Still', 'Loader', 'loader', 'open_image', 'few_shot', 'clean', 'by_class', 'templates']

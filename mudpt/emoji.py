@@ -27,7 +27,7 @@ from mudpt.scenes import (
     sprite,
     styles,
 )
-from .task import Task
+from .fewshot import Task
 from .towers import Clip, build
 
 # %% ../nbs/04_emoji.ipynb #3a79dae9

@@ -16,7 +16,7 @@ import torch
 from .batches import loader
 from .cache import features
 from .core import BadInput, MudptError
-from .task import Task
+from .fewshot import Task
 
 # %% ../nbs/23_judge.ipynb #a9973667
 @dataclass

@@ -16,7 +16,7 @@ from PIL import Image
 from .core import BadFile, BadInput, digest
 from .data import PARTS, deal
 from .pictures import as_rgb, from_bytes, open_image, source_key, unreadable
-from .task import PHOTO, Task, templates
+from .fewshot import PHOTO, Task, templates
 
 # %% ../nbs/27c_rows.ipynb #4d40834d
 def _of_array(a:np.ndarray, where:str) -> Image.Image:

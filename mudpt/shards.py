@@ -17,7 +17,7 @@ import numpy as np
 from .core import BadFile, BadInput
 from .data import PARTS, _classes
 from .rows import Row, Store, assemble, numbered, parts_of
-from .task import Task
+from .fewshot import Task
 
 # %% ../nbs/27d_shards.ipynb #e7a923e8
 def braces(pattern:str # 'a-{000..127}.tar', 'a-{x,y}.tar'

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from .core import BadInput
 from .layouts import names_of, read_split
-from .task import Task
+from .fewshot import Task
 
 # %% ../nbs/26d_shots.ipynb #372e434f
 def subset(split, # A split file, or what `read_split` makes of it

@@ -30,7 +30,7 @@ from .core import BadFile, BadInput, digest
 from .pictures import open_image, source_key, threads
 from .scanning import content
 from .shelf import alone, writing
-from .task import Task
+from .fewshot import Task
 
 # %% ../nbs/27b_small.ipynb #2ed2f613
 def steps_for(model, # A `Clip`, or the size of its input in pixels

@@ -17,7 +17,7 @@ from .core import BadInput
 from .rows import Row, Store, assemble, numbered, parts_of
 from .shards import from_shards
 from .tables import from_frame, from_hf
-from .task import Task
+from .fewshot import Task
 
 # %% ../nbs/27_from.ipynb #ffdd2a2f
 _all_ = ['from_shards', 'from_frame', 'from_hf']

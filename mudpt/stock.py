@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .core import BadInput
 from .data import NOTES, _classes_in, _files, listing
-from .task import Task
+from .fewshot import Task
 
 # %% ../nbs/27g_stock.ipynb #009840f8
 @dataclass

@@ -11,7 +11,7 @@ import os
 from .core import BadInput, needs
 from .data import from_rows
 from .rows import Cells, Row, Store, assemble, numbered, parts_of
-from .task import Task
+from .fewshot import Task
 
 # %% ../nbs/27e_tables.ipynb #c5923a90
 def _column(features:dict, given:str|None, kind:str, likely:tuple, what:str, where:str) -> str:

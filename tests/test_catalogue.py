@@ -22,7 +22,7 @@ from mudpt.layouts import home_of, read_split
 from mudpt.pictures import open_image
 from mudpt.sets import ENTRIES, OnHub, entry
 from mudpt.shots import digest_of
-from mudpt.task import templates
+from mudpt.fewshot import templates
 
 FIXTURE = json.loads((Path(__file__).parent / "fixtures" / "subsets.json").read_text())
 QUIET = dict(tell=lambda *_: None, say=lambda s: None, retries=1, pause=0.01)

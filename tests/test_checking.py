@@ -29,7 +29,7 @@ from mudpt.pictures import open_image, source_key
 from mudpt.rows import Cells, Row
 from mudpt.scanning import FACT, dhash, groups, look, near, scan
 from mudpt.smallcache import Album, Seen, Shorter, small, steps_for
-from mudpt.task import Task
+from mudpt.fewshot import Task
 
 quiet = dict(say=lambda s: None)
 

@@ -30,7 +30,7 @@ from mudpt.rows import Cells, Row, numbered, opened, parts_of
 from mudpt.shards import Shards, braces, from_shards
 from mudpt.sources import as_task, from_torchvision
 from mudpt.tables import from_frame, from_hf
-from mudpt.task import Task
+from mudpt.fewshot import Task
 
 NAMES = ["cat", "dog", "guinea pig"]
 HF = datasets.Features(dict(image=datasets.Image(), label=datasets.ClassLabel(names=NAMES)))
