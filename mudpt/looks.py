@@ -64,8 +64,11 @@ function render({ el }) {
     const box = el.closest('.mudpt'); if (!box) return;
     box.setAttribute('role', 'group'); box.setAttribute('aria-label', 'Prompt trainer');
     box.setAttribute('data-lm-suppress-shortcuts', 'true'); // keys pressed here are not the notebook's
-    let width = 0; // a figure that was drawn before it had a place learns how wide that is
-    new ResizeObserver(() => { if (box.clientWidth !== width) { width = box.clientWidth; window.dispatchEvent(new Event('resize')); } }).observe(box);
+    // A figure is drawn before it has its place; once it is there, and whenever the place changes, it is told to fill it.
+    let drawn = (box.querySelector('.js-plotly-plot')?.data ?? []).length > 0, width = 0;
+    const fit = () => { if (drawn && box.clientWidth !== width) { width = box.clientWidth; window.dispatchEvent(new Event('resize')); } };
+    document.addEventListener('plotlywidget-after-render', e => { if (box.contains(e.detail.element)) { drawn = true; width = 0; fit(); } });
+    new ResizeObserver(fit).observe(box); fit();
   });
 }
 export default { render };
