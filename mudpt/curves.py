@@ -23,7 +23,7 @@ def empty(kind=None): # plotly's `Figure`, or a class like it
         xaxis3=dict(domain=[.56, 1], anchor='y3', matches='x', title=dict(text='epochs', standoff=4), **grey), yaxis3=dict(domain=[0, 1], anchor='x3', ticksuffix=' %', **grey),
         annotations=[head('loss: each step, and a running mean', 0), head('accuracy: train dotted, base solid, new dashed', .56), head('learning rate', 0) | dict(y=.2)]))
     fig.add_traces([dict(type='scatter', meta='ground', x=[None], y=[None], xaxis='x' + n, yaxis='y' + n, hoverinfo='skip') for n in AXES.values()]) # axes show before there is a line
-    fig._config = dict(displayModeBar=False)
+    fig._config = dict(displayModeBar=False, responsive=True)
     return fig
 
 def spans(frame) -> dict: # {axis: (low, high)}
