@@ -62,12 +62,12 @@ def similarity(t:Look, name, layer=-1, # After which block
 # %% ../nbs/31_attention.ipynb #1967560f
 maps = dict(raw=raw, rollout=rollout, relevance=relevance, similarity=similarity, prompt=prompt, received=received, cavpt=cavpt) # (look, name, ...) -> Heat
 
-def able(t:Look)->list:
-    "Which maps this look can give"
+def able(t:Look, name=None)->list:
+    "Which maps this look can give, of a class if one is named: class-aware prompts exist for likely classes only"
     if not t.clip.image.slots: return []
     visited = any(t.parts['image', i].shape[-1] > t.clip.image.n_special + t.grid[0]*t.grid[1] for i in range(t.clip.image.layers))
     no = set() if visited else {'prompt', 'received'}
-    return [k for k, f in maps.items() if k not in no and (t.grad or not getattr(f, 'grad', False)) and (k != 'cavpt' or t.likely)]
+    return [k for k, f in maps.items() if k not in no and (t.grad or not getattr(f, 'grad', False)) and (k != 'cavpt' or (name in t.likely if t.likely and name else t.likely))]
 
 def draw(t:Look, name=None, by='relevance', **kw)->Heat: # layer, head, slot, contrast, as the map takes them
     "A map from a look that is already there: no new forward pass"

@@ -57,7 +57,7 @@ def all_maps(method, image, names, name, by=None, # Which; all that this method 
         elif b in maps:
             if not method.clip.image.slots: continue
             t = t or look(method, image, list(names), grad=True)
-            if b in able(t): yield b, draw(t, name, b)
+            if b in able(t, name): yield b, draw(t, name, b)
         elif b in attributions:
             if method.clip.image.slots or 'pixels' in attributions[b][2]: yield b, attribute(method, image, names, name, b, on=home(method, b), **how)
         else: raise unknown('map', b, known)
