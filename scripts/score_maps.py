@@ -16,12 +16,13 @@ import time
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 
 import mudpt
 from mudpt import Trainer, emoji, load_prompts, seed_all
 from mudpt.comparing import find_methods, made_for
 from mudpt.core import digest, write_whole
-from mudpt.heat import side_by_side
+from mudpt.heat import as_png, colours, grey, limits
 from mudpt.sanity import THRESHOLD
 from mudpt.scoring import MARKS, all_maps, as_text, overall, score_maps
 
@@ -64,7 +65,7 @@ def by_method(table, k, spread):
     return t.reindex(index=table["map"].unique(), columns=table["method"].unique()).fillna("–").reset_index()
 
 
-def report(table, names, items, a, seconds):
+def report(table, names, items, a):
     all_ = overall(table)
     lost = all_[all_.sanity == "fails"]
     here = [f"{r.map} for {r.method} ({r.alike:.2f})" for r in table.itertuples() if r.sanity == "fails"]
@@ -76,7 +77,7 @@ def report(table, names, items, a, seconds):
         f"`{a.command}`",
         f"{len(table['method'].unique())} methods, seeds {', '.join(map(str, a.seeds))}, {len(items)} held-out scenes of "
         f"{', '.join(names)}; {a.shots} shots, {a.epochs} epochs, {a.bs} images per batch; "
-        f"mudpt {mudpt.__version__}, {time.strftime('%Y-%m-%d %H:%M')}, this run {seconds:.0f} s.",
+        f"mudpt {mudpt.__version__}, {time.strftime('%Y-%m-%d %H:%M')}.",
         f"`pointing` and `inside` against `chance` (the share of the picture that the thing covers): large is good. "
         f"`deletion`: small is good; `insertion`: large is good. `alike`: rank correlation with the map of the same model "
         f"with all weights of the image tower and all prompts shuffled; above {THRESHOLD} a map fails. "
@@ -94,13 +95,24 @@ def report(table, names, items, a, seconds):
     write_whole(a.to / "table.md", "\n\n".join(parts) + "\n")
 
 
-def draw(methods, items, names, a):
-    "All maps of two methods on one scene, a row each"
-    for label in SHOW:
-        if label in methods:
-            picture, y = items[len(items) // 2]
-            heats = [h for b, h in all_maps(methods[label][0], picture, names, names[y], a.maps) if b != "truth"]
-            write_whole(a.to / f"{label}.png", side_by_side(*heats, title=f"{label}: {names[y]}").png(size=1.6))
+def draw(methods, items, names, a, columns=6):
+    "All maps of two methods on one scene, for the pages: each on its own scale, with the outline"
+    for label in (x for x in SHOW if x in methods):
+        picture, y = items[len(items) // 2]
+        heats = [bh for bh in all_maps(methods[label][0], picture, names, names[y], a.maps) if bh[0] != "truth"]
+        fig = Figure((1.45 * columns, 1.65 * -(-len(heats) // columns) + 0.3), dpi=90, layout="constrained")
+        axes = fig.subplots(-(-len(heats) // columns), columns, squeeze=False).ravel()
+        for ax, (b, h) in zip(axes, heats):
+            (low, high), (height, width) = limits([h.values], h.signed), h.covers
+            ax.imshow(grey(h.picture))
+            ax.imshow(h.values, extent=(-0.5, width - 0.5, height - 0.5, -0.5), cmap=colours(h.signed),
+                      vmin=low, vmax=high, alpha=0.65, interpolation="nearest")  # fmt: skip
+            ax.contour(h.mask, [0.5], colors="white", linewidths=1.2)
+            ax.set_title(b, fontsize=9)
+        for ax in axes:
+            ax.axis("off")
+        fig.suptitle(f"{label}: {names[y]}", fontsize=10)
+        write_whole(a.to / f"{label}.png", as_png(fig))
 
 
 def main(args=None):
@@ -127,7 +139,7 @@ def main(args=None):
         methods, items, names, a.maps, out=a.keep, steps=a.steps, path=16, samples=2,
         tell=lambda label, i, n: print(f"{i}/{n} {label}: {time.perf_counter() - t0:.0f} s", flush=True),
     )  # fmt: skip
-    report(table, names, items, a, time.perf_counter() - t0)
+    report(table, names, items, a)
     draw(methods, items, names, a)
     facts = dict(command=a.command, seeds=a.seeds, names=names, scenes=[repr(s) for s, _ in items])
     write_whole(a.to / "results.json", json.dumps(facts | dict(rows=table.to_dict("records")), indent=1) + "\n")

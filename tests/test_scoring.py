@@ -1,8 +1,10 @@
 """Marks on constructed maps with known answers, the test of sanity, and the table"""
 
 import json
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -283,3 +285,20 @@ def test_maps_of_a_closed_tower():
 def test_refusals(zoo, call, error, says):
     with pytest.raises(error, match=says):
         call(*zoo)
+
+
+def test_maps_that_some_pictures_lack_are_pooled_over_the_others():
+    full = dict.fromkeys(MARKS, [0.0, 1.0, 1.0, 0.0])
+    part = dict.fromkeys(MARKS, [1.0]) | dict(alike=[None])
+    row = pooled([full, part])
+    assert row["images"] == 4 and row["inside"] == pytest.approx(3 / 5) and row["inside_seeds"] == pytest.approx(0.25)
+    assert row["alike"] == pytest.approx(0.5) and row["sanity"] == "passes"
+    assert pooled([part])["sanity"] == "unknown"
+
+
+def test_the_kept_table_is_what_the_kept_numbers_give():
+    kept = Path(__file__).parent.parent / "docs" / "maps"
+    rows = pd.DataFrame(json.loads((kept / "results.json").read_text())["rows"])
+    text = (kept / "table.md").read_text()
+    for line in as_text(overall(rows)).to_numpy().tolist():
+        assert "| " + " | ".join(map(str, line)) + " |" in text
