@@ -16,13 +16,13 @@ from mudpt.catalogue import prepare, subset, task, tasks, where, with_entries
 from mudpt.classnames import imagenet, words
 from mudpt.core import BadFile, BadInput
 from mudpt.fetch import NotHere
+from mudpt.fewshot import templates
 from mudpt.imagenet import layout as imagenet_layout
 from mudpt.imagenet import synset_order
 from mudpt.layouts import home_of, read_split
 from mudpt.pictures import open_image
 from mudpt.sets import ENTRIES, OnHub, entry
 from mudpt.shots import digest_of
-from mudpt.fewshot import templates
 
 FIXTURE = json.loads((Path(__file__).parent / "fixtures" / "subsets.json").read_text())
 QUIET = dict(tell=lambda *_: None, say=lambda s: None, retries=1, pause=0.01)

@@ -23,13 +23,13 @@ from mudpt.cache import key as cache_key
 from mudpt.checking import check
 from mudpt.core import BadFile, BadInput
 from mudpt.data import folder
+from mudpt.fewshot import Task
 from mudpt.judging import score
 from mudpt.methods import ZeroShot
 from mudpt.pictures import open_image, source_key
 from mudpt.rows import Cells, Row
 from mudpt.scanning import FACT, dhash, groups, look, near, scan
 from mudpt.smallcache import Album, Seen, Shorter, small, steps_for
-from mudpt.fewshot import Task
 
 quiet = dict(say=lambda s: None)
 

@@ -25,12 +25,12 @@ from torchvision import datasets as tvd
 from mudpt.batches import Still, loader
 from mudpt.cache import key
 from mudpt.core import BadFile, BadInput, Missing
+from mudpt.fewshot import Task
 from mudpt.pictures import open_image, source_key
 from mudpt.rows import Cells, Row, numbered, opened, parts_of
 from mudpt.shards import Shards, braces, from_shards
 from mudpt.sources import as_task, from_torchvision
 from mudpt.tables import from_frame, from_hf
-from mudpt.fewshot import Task
 
 NAMES = ["cat", "dog", "guinea pig"]
 HF = datasets.Features(dict(image=datasets.Image(), label=datasets.ClassLabel(names=NAMES)))
