@@ -20,8 +20,8 @@ def empty(kind=None): # plotly's `Figure`, or a class like it
         font=dict(family='system-ui, sans-serif', size=11, color='#777'), showlegend=False, uirevision='kept', hovermode='closest',
         xaxis=dict(domain=[0, .47], anchor='y', showticklabels=False, **grey), yaxis=dict(domain=[.3, 1], anchor='x', **grey),
         xaxis2=dict(domain=[0, .47], anchor='y2', matches='x', title=dict(text='epochs', standoff=4), **grey), yaxis2=dict(domain=[0, .2], anchor='x2', nticks=3, tickformat='~g', rangemode='tozero', **grey),
-        xaxis3=dict(domain=[.56, 1], anchor='y3', matches='x', title=dict(text='epochs', standoff=4), **grey), yaxis3=dict(domain=[0, 1], anchor='x3', ticksuffix=' %', **grey),
-        annotations=[head('loss: each step, and a running mean', 0), head('accuracy: train dotted, base solid, new dashed', .56), head('learning rate', 0) | dict(y=.2)]))
+        xaxis3=dict(domain=[.57, 1], anchor='y3', matches='x', title=dict(text='epochs', standoff=4), **grey), yaxis3=dict(domain=[0, 1], anchor='x3', ticksuffix=' %', **grey),
+        annotations=[head('loss: each step, and a running mean', 0), head('accuracy: train ···  base ──  new ╌╌', .57), head('learning rate', 0) | dict(y=.2)]))
     fig.add_traces([dict(type='scatter', meta='ground', x=[None], y=[None], xaxis='x' + n, yaxis='y' + n, hoverinfo='skip') for n in AXES.values()]) # axes show before there is a line
     fig._config = dict(displayModeBar=False, responsive=True)
     return fig

@@ -19,7 +19,7 @@ export default () => {
   let made;
   return {
     initialize({ model }) { // not awaited: a widget has two seconds to be ready, and plotly may take longer
-      made = plotly(model).then(async m => {
+      made = new Promise(soon => setTimeout(soon, 100)).then(() => plotly(model)).then(async m => {
         const widget = typeof m.default === 'function' ? await m.default() : m.default;
         await widget.initialize?.({ model });
         return widget;

@@ -111,4 +111,4 @@ def words_html(f) -> str:
     "Nearest words then and now"
     if not f.words: return ''
     rows = ''.join(f'<tr><td>{escape(str(s))}</td><td>{escape(str(a))}</td><td>{"<b>" + escape(str(b)) + "</b>" if a != b else escape(str(b))}</td></tr>' for s, a, b in f.words)
-    return f'<table class="mudpt-words"><tr><th>slot</th><th>nearest word at first</th><th>now</th></tr>{rows}</table>'
+    return f'<table class="mudpt-words"><tr><th>prompt</th><th>nearest word at first</th><th>now</th></tr>{rows}</table>'

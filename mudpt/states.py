@@ -13,7 +13,7 @@ from .choices import Choices
 from .core import BadInput, MudptError, needs
 from .heat import OKABE
 from .job import BUSY, ENDED, Job, told
-from .watch import Ear, Run
+from .watch import Ear, Run, nearest_words
 
 # %% ../nbs/40_states.ipynb #7b83b278
 _t = needs('traitlets', 'widgets')
@@ -31,7 +31,7 @@ class TrainState(Choices):
 
     def __init__(self, clip=None, # The frozen model; the emoji CLIP if omitted
                  tasks=(), # `Task`s to offer beside the ready ones
-                 words=None, # method -> [(slot, nearest word)], to watch prompts drift
+                 words=nearest_words, # method -> [(slot, word)], to watch prompts drift; None: do not
                  **chosen): # Choices to begin with
         super().__init__(clip, tasks, **chosen)
         self.words = words

@@ -212,7 +212,7 @@ def test_unknown_method_from_code_is_an_exception():
 def test_drawing_is_asked_for_at_most_five_times_a_second():
     now, ticks = [0.0], []
     run = Run(1, None, "#000", job=SimpleNamespace(trainer=SimpleNamespace(totals=dict, method=None)))
-    ear = Ear(run, lambda: ticks.append(now[0]), clock=lambda: now[0])
+    ear = Ear(run, lambda: ticks.append(now[0]), words=None, clock=lambda: now[0])
     for i in range(1, 1001):  # a step every 10 ms, ten seconds in all
         ear(Event("step", i, 0, dict(loss=torch.tensor(1.0), lr=0.1, at=i, of=1000)))
         now[0] += 0.01
@@ -265,6 +265,12 @@ def test_saving(tmp_path, monkeypatch):
     first, second = s.save(), s.save()
     assert first != second and first.exists() and second.exists() and str(second) in s.frame().runs[0]["saved"]
     assert s.save("prompts.txt") is None and ".safetensors" in s.trouble[0]
+
+
+def test_words_of_methods_without_text_prompts_are_none():
+    s = state(method="VPT", args={}, epochs=1)
+    s.start(), s.join(60)
+    assert s.status == "done" and s.frame().words == []
 
 
 def test_words_drift():
