@@ -47,7 +47,7 @@ def nearest_patches(method, # A `Prompts` with visual prompts
                     k:int=6, # How many patches; at most one of each picture
                     by:str='cosine', # or 'euclid'
                     bs:int=64, workers:int|None=None # Pictures at a time; threads that read them
-                   ) -> 'Patches':
+                   ): # `Patches`
     "Patches most like a visual prompt"
     if by not in WAYS: raise unknown('distance', by, WAYS)
     stated, items, clip = visual_prompts(method), list(items), method.clip
@@ -69,7 +69,7 @@ def nearest_patches(method, # A `Prompts` with visual prompts
     return _told(method, items, layer, slot, by, best, kept)
 
 # %% ../nbs/37b_patches.ipynb #e30acccd
-def _told(method, items, layer, slot, by, best, kept) -> 'Patches':
+def _told(method, items, layer, slot, by, best, kept): # -> `Patches`
     table, owner = torch.cat(kept), torch.arange(len(kept)).repeat_interleave(len(kept[0]))
     (_, cols), usual = method.clip.image.grid, typical(table, by, apart=owner)
     rows = [dict(item=i, row=a // cols, col=a % cols, distance=d) | dict(zip(('ratio', 'beyond'), yardstick(d, usual))) for d, i, a in best]

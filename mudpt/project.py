@@ -91,7 +91,7 @@ def project(spaces, # {name: `Features` or (image, text, labels)}, one of them, 
             seed:int=0, # Of UMAP and t-SNE
             align:bool|None=None, # Turn each space towards the first? None: methods yes, epochs of one run no
             **kw # For PCA, TSNE or UMAP as their libraries name them: perplexity, n_neighbors, min_dist …
-           ) -> 'Projection':
+           ): # A `Projection`
     "Pictures and names of several spaces in one map"
     if by not in ways: raise unknown('projection', by, ways)
     if dim not in (2, 3): raise BadInput(f"dim={dim!r}: a map has 2 or 3 dimensions")

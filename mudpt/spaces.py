@@ -46,7 +46,7 @@ class Features:
         "Every measure of this space"
         return measure(*self, metrics)
 
-    def half(self) -> 'Features': # Of which one can keep many
+    def half(self): # `Features` of which one can keep many
         "The same in half precision, without the pictures"
         return Features(self.image.half(), self.text.half(), self.labels, self.names, [], self.method, self.note, self.said)
 

@@ -57,7 +57,7 @@ def nearest(what, # A method, or vectors: [n, d_t], or {layer: [n, d_t]}
             by:str='cosine', # or 'euclid'
             words='whole', # Words to choose from: 'whole', 'all' tokens, a list, or a `Vocabulary`
             picture=None, names=None # For prompts that are made at run time
-           ) -> 'Words':
+           ): # `Words`
     "The nearest words of every slot, and how near they are"
     if by not in WAYS: raise unknown('distance', by, WAYS)
     method = what if isinstance(what, Prompts) else None
