@@ -113,8 +113,9 @@ def test_one_forward_pass():
         ("CoCoOp", 1),
         ("DPT", 2),
     ]:  # DPT asks plain CLIP first, by its nature
+        m = made(name, clip)  # which may ask the towers for their sizes
         passes.clear()
-        t = look(made(name, clip), images(clip, 1), NAMES, grad=True)
+        t = look(m, images(clip, 1), NAMES, grad=True)
         for by in able(t):
             draw(t, (t.likely or NAMES)[0], by)
         words(t, "cat"), words(t, "cat", "raw", layer=0, head=0), t.weights("image", 1, 0)
