@@ -15,6 +15,7 @@ import typer
 from typer import Argument, Option
 
 from .cli_data import data_app
+from .lab import lab
 from .cli_protocols import base_to_new, cross_dataset, domain_shift, few_shot
 from .terminal import (Batch, Debug, Device, Epochs, File, Json, Model, Out, Precision, Pretrained, Published, Recorded, Seeds, Set, Shots, TaskName, TaskNames, budget,
     checked, numbers, say, screen, settings, show, tell, the_class, the_clip, told, typed, words)
@@ -39,6 +40,7 @@ def compare(methods: Annotated[str, Option(help='Names with commas; all if omitt
 # %% ../nbs/50_cli.ipynb #e81b4bd4
 for _command in (few_shot, base_to_new, cross_dataset, domain_shift): app.command(_command.__name__.replace('_', '-'))(_command)
 app.add_typer(data_app, name='data')
+app.command()(lab)
 
 # %% ../nbs/50_cli.ipynb #dfb61f84
 @app.command()
