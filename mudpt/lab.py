@@ -14,7 +14,6 @@ from typing import Annotated
 
 from typer import Option
 
-from .core import BadInput, Missing, write_whole
 from .terminal import Debug, say, told
 
 # %% ../nbs/50c_lab.ipynb #a1ad1d85
@@ -28,6 +27,7 @@ FIRST = 'train_widget.ipynb'
 # %% ../nbs/50c_lab.ipynb #11e78e3d
 def lay_out(folder) -> list: # The paths written
     "Copy the tutorials into a folder; nothing is written over"
+    from mudpt.core import BadInput, write_whole # here, so that --help need not wait for torch
     folder, wrote = Path(folder), []
     if folder.exists() and not folder.is_dir(): raise BadInput(f"'{folder}' is a file: name a folder for the notebooks")
     for name, content in tutorials().items():
@@ -41,6 +41,7 @@ NEEDS = 'jupyterlab', 'ipywidgets', 'anywidget', 'plotly'
 
 def start_command(folder, port=None, browser=True) -> list:
     "How JupyterLab is started on the first tutorial"
+    from mudpt.core import Missing
     missing = [m for m in NEEDS if find_spec(m) is None]
     if missing: raise Missing(f"{' and '.join(missing)} not installed: pip install 'mudpt[widgets]' jupyterlab")
     more = ([f'--ServerApp.port={port}'] if port else []) + ([] if browser else ['--no-browser'])
