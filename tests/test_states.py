@@ -178,28 +178,27 @@ def test_a_run_that_diverges_keeps_its_curve_and_says_what_to_do():
     assert s.status == "failed" and "Try lr=" in s.trouble[0] and len(s.runs) == 1 and s.trained is not None
 
 
-class Breaks(Prompts):
-    "Made to fail in a way nobody foresaw"
+@pytest.fixture
+def breaks():
+    "A method made to fail in a way nobody foresaw; known only while one test runs"
 
-    def __init__(self, clip, n_ctx: int = 2):
-        super().__init__(clip)
-        self.n_ctx, self.ctx = n_ctx, vectors(n_ctx, clip.image.width)
+    class Breaks(Prompts):
+        def __init__(self, clip, n_ctx: int = 2):
+            super().__init__(clip)
+            self.n_ctx, self.ctx = n_ctx, vectors(n_ctx, clip.image.width)
 
-    def image(self):
-        return {0: self.ctx}
+        def image(self):
+            return {0: self.ctx}
 
-    def loss(self, out, y):
-        return {}["nothing"]
+        def loss(self, out, y):
+            return {}["nothing"]
 
-
-@pytest.fixture(scope="module", autouse=True)
-def forget_it():
-    yield
-    methods.pop("Breaks", None)
+    yield Breaks.__name__
+    methods.pop(Breaks.__name__)
 
 
-def test_an_unforeseen_error_brings_its_traceback():
-    s = state(method="Breaks", args={})
+def test_an_unforeseen_error_brings_its_traceback(breaks):
+    s = state(method=breaks, args={})
     s.start(), s.join(60)
     assert s.status == "failed" and "KeyError" in s.trouble[0] and "in loss" in s.trouble[1]
 
