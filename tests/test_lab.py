@@ -1,30 +1,16 @@
-"""`mudpt lab`, and the first tutorial in a real JupyterLab in a real browser, used with mouse and keyboard.
+"""`mudpt lab`, and the first tutorial in a real JupyterLab in a real browser, used with mouse and keyboard."""
 
-Nothing leaves the machine, in no page of it: any request to another host fails the test.
-"""
-
-import json
-import os
 import re
-import shutil
-import socket
-import subprocess
-import time
-import urllib.request
-from pathlib import Path
 
+import labkit
 import pytest
+from labkit import CHROMIUM, ROOT, dark, run_all
 
 from mudpt import lab as lab_module
 from mudpt.core import Missing
 
-ROOT = Path(__file__).resolve().parent.parent
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage"]
-FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-TOKEN, PATIENCE = "not-a-secret", 300_000  # milliseconds; a crowded machine is slow, and nothing here is timed
-SHOTS = Path(os.environ["MUDPT_SHOTS"]) if os.environ.get("MUDPT_SHOTS") else None  # where pictures go, to be looked at
 pytestmark = pytest.mark.xdist_group("lab")
+IT = ".mudpt-trainer"
 
 
 def test_the_packaged_tutorials_are_those_of_the_repository():
@@ -42,92 +28,10 @@ def test_missing_jupyterlab_is_said_before_anything_is_written(monkeypatch, tmp_
     assert not (tmp_path / "new").exists()
 
 
-SETTINGS = {
-    "@jupyterlab/apputils-extension/notification": {"checkForUpdates": False, "fetchNews": "false"},
-    "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none", "autoStartDefaultKernel": True},
-    "@jupyterlab/docmanager-extension/plugin": {"autosave": False},
-}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    "JupyterLab as `mudpt lab` starts it; configuration, settings and notebooks in a temporary folder"
-    pytest.importorskip("jupyterlab")
-    home = tmp_path_factory.mktemp("lab")
-    for plugin, body in SETTINGS.items():
-        f = home / "settings" / f"{plugin}.jupyterlab-settings"
-        f.parent.mkdir(parents=True, exist_ok=True)
-        f.write_text(json.dumps(body))
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    dirs = dict(CONFIG="config", RUNTIME="runtime", DATA="data")
-    env = {**os.environ, **{f"JUPYTER_{k}_DIR": str(home / v) for k, v in dirs.items()}}
-    env |= {"JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(home / "spaces")}
-    env |= {"IPYTHONDIR": str(home / "ipython"), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    lab_module.lay_out(home / "work")
-    more = ["--allow-root", f"--IdentityProvider.token={TOKEN}", "--LabApp.expose_app_in_browser=True"]
-    more += ["--ServerApp.ip=127.0.0.1", "--ServerApp.port_retries=0", "--LabApp.news_url=None"]
-    with open(home / "log", "w") as log:
-        command = lab_module.start_command(home / "work", port, browser=False) + more
-        process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
-    url, end = f"http://127.0.0.1:{port}", time.monotonic() + PATIENCE / 1000
-    try:
-        while True:
-            died = process.poll() is not None or time.monotonic() > end
-            if died:
-                pytest.fail("JupyterLab did not start:\n" + (home / "log").read_text()[-3000:], pytrace=False)
-            try:
-                urllib.request.urlopen(f"{url}/api/status?token={TOKEN}", timeout=5).read()
-                break
-            except OSError:
-                time.sleep(0.25)
-        yield url, home / "work"
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-
-
-# What JupyterLab's own model says: the page looks idle before there is a kernel.
-READY = """() => { const w = window.jupyterapp?.shell.currentWidget;
-  return w?.context?.isReady && w.sessionContext?.isReady && w.sessionContext.session?.kernel?.status === 'idle'
-    && w.content.widgets.length > 0 }"""
-DONE = """() => window.jupyterapp.shell.currentWidget.content.widgets
-  .filter(c => c.model.type === 'code' && c.model.sharedModel.source.trim()).every(c => c.model.executionCount !== null)"""
-ERRORS = """() => window.jupyterapp.shell.currentWidget.content.widgets.filter(c => c.model.type === 'code')
-  .flatMap(c => c.model.outputs.toJSON()).filter(o => o.output_type === 'error').map(o => o.evalue)"""
-
-
 @pytest.fixture
-def page(server):
-    "The first tutorial, open, with an idle kernel; what goes wrong on the page is collected and must be nothing"
-    sync_api = pytest.importorskip("playwright.sync_api")
-    if not CHROMIUM:
-        pytest.skip("no chromium")
-    url, _ = server
-    with sync_api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport=dict(width=1440, height=1180))
-        page.set_default_timeout(PATIENCE)
-        problems = []
-        page.on("pageerror", lambda e: problems.append(str(e)))
-        page.on("request", lambda r: r.url.startswith((url, "data:", "blob:")) or problems.append(f"asks for {r.url}"))
-        page.on("websocket", lambda w: w.url.startswith(url.replace("http", "ws")) or problems.append(f"asks {w.url}"))
-        page.goto(f"{url}/lab/tree/{lab_module.FIRST}?token={TOKEN}&reset")
-        page.wait_for_function(READY)
+def page(lab):
+    with labkit.notebook(lab, lab_module.FIRST) as page:
         yield page
-        assert not problems, problems
-        page.evaluate("() => { window.jupyterapp.serviceManager.sessions.shutdownAll() }")
-        browser.close()
-
-
-def picture(page, name):
-    if SHOTS:
-        SHOTS.mkdir(parents=True, exist_ok=True)
-        page.locator(".mudpt-trainer").screenshot(path=SHOTS / f"{name}.png", timeout=PATIENCE)
 
 
 def status(page, *wanted):
@@ -148,32 +52,22 @@ def more_than(page, n, run=1):
     page.wait_for_function(f"([run, n]) => ({POINTS})(run) > n", arg=[run, n])
 
 
-# Contrast of text with what lies behind it, as WCAG counts it, for everything a person reads
-CONTRAST = """() => {
-  const rgb = s => (s.match(/[\\d.]+/g) ?? []).map(Number);
-  const light = ([r, g, b]) => { const f = v => (v /= 255) <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4; return .2126 * f(r) + .7152 * f(g) + .0722 * f(b) };
-  const behind = e => { for (; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor); if (c.length === 3 || c[3] > .9) return c } return [255, 255, 255] };
-  const out = {};
-  for (const q of ['h3', 'h4', '.widget-label', '.mudpt-side input[type=text]', '.mudpt-side select', '.mudpt-numbers span', '.mudpt-numbers b', '.mudpt-run-text b',
-                   '.mudpt-quiet', '.mudpt-trouble', '.mudpt-said', '.js-plotly-plot .x3tick text', '.js-plotly-plot .annotation-text', 'button:not(.mudpt-dim)']) {
-    const e = document.querySelector('.mudpt-trainer ' + q); if (!e) { out[q] = 'is not there'; continue }
-    const s = getComputedStyle(e), ink = light(rgb(e instanceof SVGElement ? s.fill : s.color)), paper = light(behind(e));
-    out[q] = (Math.max(ink, paper) + .05) / (Math.min(ink, paper) + .05);
-  }
-  return out }"""
+READ = ["h3", "h4", ".widget-label", ".mudpt-side input[type=text]", ".mudpt-side select", ".mudpt-numbers span"]
+READ += [".mudpt-numbers b", ".mudpt-run-text b", ".mudpt-quiet", ".mudpt-trouble", ".mudpt-said"]
+READ += [".js-plotly-plot .x3tick text", ".js-plotly-plot .annotation-text", "button:not(.mudpt-dim)"]
 
 
 def legible(page):
-    poor = {k: v for k, v in page.evaluate(CONTRAST).items() if not isinstance(v, float | int) or v < 4.5}
-    assert not poor, poor
+    assert labkit.legible(page, IT, READ)
+
+
+def picture(page, name):
+    labkit.picture(page, name, IT)
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no chromium")
-def test_the_prompt_trainer_in_jupyterlab(page, server):
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    page.wait_for_function(DONE)
-    assert not page.evaluate(ERRORS)
+def test_the_prompt_trainer_in_jupyterlab(page, lab):
+    run_all(page)
     it = page.locator(".mudpt-trainer")
     button = lambda name: it.get_by_role("button", name=re.compile(f"{name}$"))  # an icon stands before the word
     field = lambda name: it.get_by_label(name, exact=True)
@@ -260,7 +154,7 @@ def test_the_prompt_trainer_in_jupyterlab(page, server):
     it.locator(".mudpt-run input[type=checkbox]").first.check()
     button("Save").click()
     it.get_by_role("status").get_by_text("saved as").wait_for()
-    assert list(server[1].glob("MaPLe-emoji-animals-4shots-seed1.safetensors"))
+    assert list(lab.work.glob("MaPLe-emoji-animals-4shots-seed1.safetensors"))
 
     # a run that fails says why, with the traceback folded away; all of it is legible in the dark theme too
     field("Shots").fill("1000")
@@ -272,9 +166,7 @@ def test_the_prompt_trainer_in_jupyterlab(page, server):
     field("Learning rate").fill("fast")
     page.keyboard.press("Tab")
     it.locator(".mudpt-said").wait_for()
-    page.evaluate("() => { window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'}) }")
-    page.wait_for_function("() => document.body.dataset.jpThemeLight === 'false'")
-    page.wait_for_timeout(1000)
+    dark(page)
     picture(page, "5 dark")
     legible(page)
 
