@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MudptError', 'BadInput', 'NoSlots', 'Unknown', 'BadFile', 'Missing', 'unknown', 'needs', 'pick_device', 'seed_all',
-           'write_whole', 'digest']
+           'write_whole', 'to_disk', 'digest']
 
 # %% ../nbs/00_core.ipynb #d405a5f4
 import difflib, hashlib, importlib, os, random, tempfile
@@ -64,9 +64,10 @@ def seed_all(seed:int # Seeds Python's, numpy's and torch's generators
     "Seed everything a run draws from, in the order the reference implementations do"
     random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
 
-# %% ../nbs/00_core.ipynb #28d03076
+# %% ../nbs/00_core.ipynb #a8315785
 def write_whole(path, # Where the file shall appear
-                data:bytes|str|Callable # The content, or a function that writes it to the path it is given
+                data:bytes|str|Callable, # The content, or a function that writes it to the path it is given
+                sync:bool=False # Wait until it is on the disk, so that a power cut cannot undo it?
                ) -> Path: # The path written
     "Write a file so that it is there complete, or the old one is still there"
     path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,9 +76,18 @@ def write_whole(path, # Where the file shall appear
         if callable(data): data(tmp)
         else: Path(tmp).write_bytes(data.encode() if isinstance(data, str) else data)
         umask = os.umask(0); os.umask(umask); os.chmod(tmp, 0o666 & ~umask)
+        if sync: to_disk(tmp)
         os.replace(tmp, path)
+        if sync: to_disk(path.parent)
     finally: Path(tmp).unlink(missing_ok=True)
     return path
+
+def to_disk(path) -> None: # A file, or a folder: then the names in it
+    "Wait until the disk has it"
+    try: fd = os.open(path, os.O_RDONLY if os.path.isdir(path) else os.O_RDWR)
+    except PermissionError: return # Windows does not open folders, and needs no telling
+    try: os.fsync(fd)
+    finally: os.close(fd)
 
 # %% ../nbs/00_core.ipynb #8afd3cc1
 def digest(x # Bytes, text, or a dict of tensors (order does not matter)
