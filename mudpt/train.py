@@ -38,6 +38,7 @@ class Control:
     def pause(self): "Wait after the step in progress"; self._go.clear()
     def resume(self): "Go on after a pause"; self._go.set()
     def stop(self): "End after the step in progress; the run can be continued"; self._stopped.set(); self._go.set()
+    def obey(self, other): "Let another `Control` steer this run, too: one that was there before it"; self._stopped,self._go = other._stopped,other._go
     @property
     def paused(self): return not self._go.is_set()
 
@@ -115,13 +116,12 @@ class Keeping(Setup):
     def moment(self) -> dict: # Copies on the CPU, and plain numbers
         "Where the run stands"
         return dict(place={k: getattr(self, k) for k in PLACE}, history=list(self.history), losses=self.buffer[:self.at].tolist(),
-            prompts={k: p.detach().cpu().clone() for k,p in self.method.named_parameters()},
+            prompts={k: p.cpu().clone() if torch.is_tensor(p) else copy.deepcopy(p) for k,p in self.method.state_dict().items()},
             optimiser=copy.deepcopy(self.optimiser.state_dict()) if self.optimiser else {}, scaler=self.scaler.state_dict())
 
     def go_to(self, s:dict): # From `moment`
         "Stand there again"
-        with torch.no_grad():
-            for k,p in self.method.named_parameters(): p.copy_(s['prompts'][k])
+        self.method.load_state_dict(s['prompts'])
         if self.optimiser: self.optimiser.load_state_dict(copy.deepcopy(s['optimiser']))
         self.scaler.load_state_dict(s['scaler'])
         for k,v in s['place'].items(): setattr(self, k, v)
