@@ -62,9 +62,9 @@ def test_interrupted_comparison_continues_with_the_missing_cell(tmp_path, monkey
     monkeypatch.setattr(mc, "fill", dies)
     with pytest.raises(KeyboardInterrupt):
         run((Nothing, Method, Draws), out=tmp_path)
-    cells = list((tmp_path / "cells").iterdir())
-    assert len(cells) == 3 and all(json.loads(f.read_text())["status"] == "ok" for f in cells)
-    assert [p.name for p in tmp_path.iterdir()] == ["cells"]
+    kept = [json.loads(f.read_text())["status"] for f in tmp_path.glob("runs/*/run.json")]
+    assert sorted(kept) == ["done", "done", "done", "stopped"]
+    assert [p.name for p in tmp_path.iterdir()] == ["runs"]
 
     later = []
     monkeypatch.setattr(mc, "fill", lambda cell, *a, **k: (later.append(cell), real(cell, *a, **k))[1])
@@ -96,13 +96,17 @@ def test_a_cell_is_known_by_everything_it_depends_on():
 
 
 def test_failed_cells_are_tried_again(tmp_path):
-    run((Explodes,), out=tmp_path)
-    assert not (tmp_path / "cells").exists() or not list((tmp_path / "cells").iterdir())
+    for sitting in (1, 2):
+        c = run((Explodes,), out=tmp_path)
+        assert [r["status"] for r in c.rows] == ["error"] * 2
+        kept = [json.loads(f.read_text()) for f in tmp_path.glob("runs/*/run.json")]
+        assert [(r["status"], r["timing"]["sittings"]) for r in kept] == [("error", sitting)] * 2
+        assert all("the loss became inf" in r["error"] for r in kept)
 
 
 def test_results_survive_and_say_where_they_come_from(tmp_path):
     c = run(out=tmp_path, command="mudpt compare --shots 4")
-    assert {p.name for p in tmp_path.iterdir()} == {"cells", "results.json", "table.md", "table.csv", "report.html"}
+    assert {p.name for p in tmp_path.iterdir()} == {"runs", "results.json", "table.md", "table.csv", "report.html"}
     again = load(tmp_path)
     assert again.table().markdown() == c.table().markdown()
     md = (tmp_path / "table.md").read_text()
