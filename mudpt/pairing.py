@@ -96,8 +96,8 @@ class Differences:
     def floor(self) -> float: # The smallest p that signs alone can give
         return min(1., 2. / 2**self.n)
 
-# %% ../nbs/46b_pairing.ipynb #7cc2e95f
-SAME = ('shots', 'protocol', 'model', 'weights', 'precision', 'trained_on')
+# %% ../nbs/46b_pairing.ipynb #84969aa8
+SAME = ('shots', 'protocol', 'clip', 'weights', 'precision', 'trained_on')
 
 def pairs(rows:list, a:str, b:str, task:str) -> list: # [(seed, row of a, row of b)]
     "Finished runs of two methods that share their images"
@@ -142,7 +142,7 @@ def paired(runs, # As in `tabulate`
           ): # A `Paired`
     "Compare two methods seed by seed on the same images; raises `BadInput` where they are no pairs"
     every = as_rows(runs)
-    rows = chosen([r for r in every if 'method' in r], (where or {}) | dict(method=[a, b]))
+    rows = chosen([r for r in every if r.get('method')], (where or {}) | dict(method=[a, b]))
     (m,*_),missing = measures(rows, value),[x for x in (a, b) if not any(r['method'] == x for r in rows)]
     if missing or a == b: raise BadInput(f"no pairs: {f'there are no runs of {missing[0]}' if missing else f'{a} is compared with itself'}")
     once(rows, ())
