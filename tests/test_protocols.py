@@ -19,6 +19,7 @@ from mudpt.once import Once, answer, facing
 from mudpt.protocols import base_to_new, cross_dataset, domain_shift, few_shot_curve
 from mudpt.report import report
 from mudpt.results import load
+from mudpt.runs import Runs
 from mudpt.transfer import usual
 
 
@@ -55,7 +56,7 @@ def test_few_shot_fills_the_cells_that_compare_fills(how, trainings, tmp_path):
     assert [t["shots"] for t in trainings] == [2, 1, 4]
     assert [r["accuracy"] for r in c.rows if r["shots"] == 2] == [one.rows[0]["accuracy"]]
     assert c.table().measures == ("1 shot", "2 shots", "4 shots") and c.table().headline == "4 shots"
-    assert {p.name for p in tmp_path.iterdir()} == {"cells", "results.json", "table.md", "table.csv", "report.html"}
+    assert {p.name for p in tmp_path.iterdir()} == {"runs", "results.json", "table.md", "table.csv", "report.html"}
     assert load(tmp_path).table().markdown() == c.table().markdown()
 
 
@@ -98,7 +99,7 @@ def test_protocols_can_share_their_prompts(how, trainings, tmp_path):
     )
     assert len(trainings) == 1 and accuracies(a, "emoji/animals") == accuracies(b, "emoji/animals")
     assert not (tmp_path / "b/trained").exists() and b.table().measures == ("emoji/animals", "@noto")
-    file = next((tmp_path / "a/trained").iterdir())
+    file = next((tmp_path / "a/trained").glob("*/prompts.safetensors"))
     assert load_prompts(file, how["clip"]).name == "CoOp"  # an ordinary prompt file
 
 
@@ -129,15 +130,17 @@ def test_interrupted_while_training_leaves_no_prompts(how, tmp_path, monkeypatch
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
         m.setattr(mo, "learn", dies)
         cross_dataset(["CoOp"], tiny(), [tiny("food")], shots=2, out=tmp_path, **how)
-    assert not (tmp_path / "trained").exists()
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert [r.status for r in Runs(tmp_path / "trained")] == ["stopped"]
 
 
 def test_a_damaged_prompt_file_is_made_again(how, trainings, tmp_path):
     kw = dict(shots=2, out=tmp_path, **how)
     a = cross_dataset(["CoOp"], tiny(), [tiny("food")], **kw)
-    file = next((tmp_path / "trained").iterdir())
+    file = next((tmp_path / "trained").glob("*/prompts.safetensors"))
     file.write_bytes(file.read_bytes()[:-40])
-    b = cross_dataset(["CoOp"], tiny(), [tiny("food"), tiny("places")], **kw)
+    with pytest.warns(UserWarning, match="prompts.safetensors' is damaged.* is trained again"):
+        b = cross_dataset(["CoOp"], tiny(), [tiny("food"), tiny("places")], **kw)
     assert len(trainings) == 2 and accuracies(a, "emoji/food") == accuracies(b, "emoji/food") and not b.errors
 
 
