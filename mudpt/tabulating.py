@@ -27,7 +27,7 @@ def flat(record:dict # What stands in a run.json
         ) -> dict: # A row
     "One run as one row: what was to be done, what came out, and with which model"
     clip,env,row = record.get('clip') or {},record.get('env') or {},record.get('row') or {}
-    facts = dict(clip=clip.get('name'), weights=clip.get('digest'), precision=clip.get('precision'), device=clip.get('device')) | {k: env.get(k) for k in ('mudpt', 'torch', 'gpu')}
+    facts = dict(clip=clip.get('name'), pretrained=clip.get('pretrained'), weights=clip.get('digest'), precision=clip.get('precision'), device=clip.get('device')) | {k: env.get(k) for k in ('mudpt', 'torch', 'open_clip', 'python', 'gpu')} | {k: (record.get('git') or {}).get(k) for k in ('commit', 'dirty')}
     status = record.get('status') or 'unreadable'
     return {**(record.get('cell') or {}), **row, **facts, 'status': 'ok' if status == 'done' else status, 'error': record.get('error') or row.get('error')}
 
@@ -47,7 +47,9 @@ def as_rows(runs, # A folder of runs, `Runs`, a `Comparison`, a DataFrame, or a 
     if isinstance(runs, (str, os.PathLike)): runs = opened(Path(runs))
     if isinstance(runs, pd.DataFrame):
         runs = [{k: tidy(v) for k,v in r.items()} for r in runs.to_dict('records')]
-    return [as_row(r) for r in getattr(runs, 'rows', runs)]
+    info = getattr(runs, 'info', None) # of a comparison: what all its rows have in common
+    shared = {k: v for k,v in flat(dict(clip=info.get('clip'), env=info.get('versions'))).items() if v and k != 'status'} if info else {}
+    return [shared | as_row(r) for r in getattr(runs, 'rows', runs)]
 
 def opened(path:Path):
     "Runs of a folder, or the comparison that was saved in it"
