@@ -51,25 +51,27 @@ def train(method: Annotated[str, Argument(help='Which method, for example MaPLe'
           out: Annotated[Optional[Path], Option(help='The prompt file; <method>.safetensors if omitted')] = None,
           epochs: Annotated[Optional[int], Option(help='This and the next two: from the published recipe if omitted')] = None,
           lr: Optional[float] = None, bs: Optional[int] = None,
+          runs: Annotated[Path, Option(help='Folder in which the run is kept; the same command continues one that was interrupted')] = Path('runs'),
           log: Annotated[Optional[Path], Option(help='Write events to this file, a JSON object a line')] = None, set: Set = [], # noqa: B006
           model: Model = 'emoji', pretrained: Pretrained = None, file: File = None, device: Device = None, precision: Precision = 'fp32', debug: Debug = False):
-    "Train one method's prompts and save them in one file"
-    from mudpt.comparing import find_task, made_for
-    import mudpt.keep # noqa: F401  (gives methods their `save`)
-    from mudpt.core import BadInput, seed_all, unknown
-    from mudpt.train import Bar, Log, Trainer
+    "Train one method's prompts and save them in one file; an interrupted training continues where it stopped"
+    from mudpt.comparing import find_task
+    from mudpt.core import BadInput, unknown, write_whole
+    from mudpt.once import Once
+    from mudpt.runfolder import PROMPTS, SAFE
+    from mudpt.shelf import writing
+    from mudpt.train import Bar, Log
     path = out or Path(f'{method}.safetensors')
     if path.suffix != '.safetensors': raise BadInput(f"--out {path}: prompt files end in .safetensors")
     if half not in ('base', 'all'): raise unknown('half', half, ['base', 'all'])
     args = settings(set)
     args = args.get('', {}) | args.get(method, {})
-    cls,sample = the_class(method, args),find_task(task).few_shot(shots, seed)
-    clip = the_clip(model, pretrained, file, device, precision)
-    seed_all(seed)
-    m = cls(clip, **made_for(cls, sample) | args)
-    t = Trainer(m, sample.base if half == 'base' else sample, epochs=epochs, lr=lr, bs=bs, seed=seed).fit(Bar(), *([Log(log)] if log else []))
-    m.save(path, recipe=t.o)
-    say(f'{path}: {m.n_trainable:,} trained numbers, {t.step} steps in {t.seconds:.1f} s')
+    cls,source = the_class(method, args),find_task(task)
+    cell = dict(method=method, args=args, task=source.name, seed=seed, shots=shots, epochs=epochs, bs=bs, train={} if lr is None else dict(lr=lr))
+    once = Once(cell, cls, the_clip(model, pretrained, file, device, precision), source, runs, [Bar(), *([Log(log)] if log else [])], classes=half)
+    row = once.made()[1]
+    with writing(path.parent, **SAFE): write_whole(path, (once.folder/PROMPTS).read_bytes())
+    say(f"{path}: {row['trainable']:,} trained numbers, {row['steps']} steps in {row['seconds']:.1f} s" + ('' if once.trained else f" (trained before, in '{once.folder}')"))
 
 # %% ../nbs/50_cli.ipynb #ba7d7a86
 @app.command()

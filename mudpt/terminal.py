@@ -79,6 +79,7 @@ GOES_ON = 'compare', 'few-shot', 'base-to-new', 'cross-dataset', 'domain-shift'
 def left_over(command, kw) -> str:
     "What an interrupted command leaves behind"
     if command in GOES_ON: return f"Finished runs are kept in '{kw['out']}': the same command goes on with the rest."
+    if command == 'train': return f"The run is kept in '{kw['runs']}': the same command continues it from its last complete epoch."
     if command == 'data prepare': return 'What was downloaded is kept: the same command goes on with the rest.'
     return 'Nothing was written: run the same command to start again.'
 

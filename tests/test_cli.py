@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 import mudpt.cli as cli
 import mudpt.comparing as mc
 from mudpt.cli import app
+from mudpt.runs import Runs
 from mudpt.terminal import numbers, settings, words
 
 
@@ -63,7 +64,7 @@ def test_compare_writes_a_table_and_a_report(small):
         and "5 epochs and 4 images per batch alike" in r.output
     )
     assert {p.name for p in (small / "res").iterdir()} == {
-        "cells",
+        "runs",
         "results.json",
         "table.md",
         "table.csv",
@@ -98,7 +99,8 @@ def test_ctrl_c_exits_130_and_says_how_to_go_on(small, monkeypatch):
     monkeypatch.setattr(mc, "fill", interrupted)
     r = call("compare", "--shots", 4, "--out", "res")
     assert r.exit_code == 130 and "'res': the same command goes on" in r.output
-    assert not (small / "res").exists()
+    assert [x.name for x in (small / "res").iterdir()] == ["runs"]
+    assert [x.status for x in Runs(small / "res")] == ["stopped"]
 
 
 def test_unknown_names_suggest():
@@ -165,7 +167,7 @@ def test_few_shot_and_base_to_new_from_the_command_line(folders):
         assert said in r.output, said
     r = call("base-to-new", *TINY, "--tasks", "twitter", "--shots", 1, "--out", "halves")
     assert r.exit_code == 0 and " H " in r.stdout and "harmonic mean of the averaged" in " ".join(r.stdout.split())
-    files = {"cells", "results.json", "table.md", "table.csv", "report.html"}
+    files = {"runs", "results.json", "table.md", "table.csv", "report.html"}
     assert {p.name for p in (folders / "few").iterdir()} == {p.name for p in (folders / "halves").iterdir()} == files
 
 
@@ -173,7 +175,7 @@ def test_other_data_from_the_command_line_trained_once(folders):
     r = call("cross-dataset", *TINY, "--source", "twitter", "--targets", "fruit,google", "--shots", 2, "--out", "cross")
     assert r.exit_code == 0 and "average" in r.stdout and "cross-dataset from twitter" in r.stdout, r.output
     times = {f.name: f.stat().st_mtime_ns for f in (folders / "cross/trained").iterdir()}
-    assert len(times) == 2 and all(n.endswith(".safetensors") for n in times)
+    assert [r.card["method"] for r in Runs(folders / "cross/trained")] == ["CoOp", "ZeroShot"]
     shift = ("domain-shift", *TINY, "--source", "twitter", "--shots", 2, "--trained", "cross/trained", "--out", "shift")
     r = call(*shift, "--targets", "google")
     assert r.exit_code == 0 and "google" in r.stdout, r.output
