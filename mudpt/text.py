@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Classes', 'arrange', 'clean_names', 'OpaqueText', 'FullText', 'lay_out', 'TextStream', 'start', 'step', 'put',
-           'prompts', 'project', 'finish', 'walk', 'SharedText', 'names_pass', 'names_at_once', 'text_tower']
+           'prompts', 'project', 'finish', 'walk', 'SharedText', 'Packed', 'packed', 'names_pass', 'pooled',
+           'last_names', 'names_in', 'names_at_once', 'text_tower']
 
 # %% ../nbs/01a_text.ipynb #67827cfa
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ class Classes:
     lead: int = 1 # Special tokens before the first slot
     P: int = 0 # Leading positions that all rows share
     S: int = 0 # Positions after those, up to the longest end token
+    N: int = 0 # Tokens after the shared ones, of all rows up to their end tokens
     in_row: bool = True # All slots lie in the shared part
     memo: dict = field(default_factory=dict, repr=False) # Frozen features, filled by whoever computes them
 
@@ -142,7 +144,7 @@ def lay_out(tower:FullText, names, # C names
     cl = Classes(list(names), texts, ids, slot, pool, n_ctx, lead)
     same = ((ids == ids[:1]) & (slot == slot[:1])).all(0)
     cl.P = min(int(same.long().cumprod(0).sum()), int(pool.min()))
-    cl.S = int(pool.max()) + 1 - cl.P
+    cl.S, cl.N = int(pool.max()) + 1 - cl.P, int((pool + 1 - cl.P).sum())
     cl.in_row = bool((slot[0, :cl.P] >= 0).sum() == n_ctx)
     return cl.to(tower.device)
 
@@ -250,28 +252,73 @@ class SharedText(FullText):
 
     def prompts(self, s): return s.x[:, None, s.cl.lead:s.cl.lead + s.cl.n_ctx]  # [G, 1, n, D]: the same for all classes
 
+# %% ../nbs/01a_text.ipynb #90b62918
+class Packed:
+    "Where the tokens of names lo..hi lie: one after another, and in rows of one length"
+    def __init__(self, cl, lo, hi, alone=False): # alone: one name at a time, each with a context of its own
+        self.end, self.n = cl.pool[lo:hi] - cl.P, hi - lo # position of each name's pooled token in its row
+        self.S = int(self.end.max()) + 1
+        self.mask = causal(self.S, cl.pool.device)
+        keep = torch.ones(1, self.S, dtype=torch.bool) if alone else torch.arange(self.S) <= self.end[:, None].cpu()
+        self.shape = keep.shape # names side by side, tokens of the longest
+        self.where = None if keep.all() else keep.flatten().nonzero()[:, 0].to(cl.pool.device) # of each token among all rows
+        row = 0 if alone else torch.arange(self.n, device=cl.pool.device) * self.S
+        last = row + self.end
+        self.last = last if self.where is None else torch.searchsorted(self.where, last) # of each pooled token among the packed
+
+    def rows(self, t): # [..., N, w] -> [..., names, S, w]; zeros beyond a name's end
+        if self.where is not None: t = t.new_zeros(*t.shape[:-2], self.shape[0] * self.S, t.shape[-1]).index_copy(-2, self.where, t)
+        return t.unflatten(-2, self.shape)
+
+    def pack(self, t): # [..., names, S, w] -> [..., N, w]
+        t = t.flatten(-3, -2)
+        return t if self.where is None else t.index_select(-2, self.where)
+
+def packed(cl, lo, hi, alone=False): # Made once per layout: it asks the device for sizes
+    key = 'packed', lo, hi, alone
+    if key not in cl.memo: cl.memo[key] = Packed(cl, lo, hi, alone)
+    return cl.memo[key]
+
 # %% ../nbs/01a_text.ipynb #fbddf150
 def names_pass(self:SharedText, cl, lo, hi, paired, ctx, *kv): # Features [G, hi-lo, E]
     "Names lo..hi through all blocks, attending to the shared prefix"
-    own = slice(cl.P, cl.P + cl.S)
-    x, slot = self.net.token_embedding(cl.ids[lo:hi, own]), cl.slot[lo:hi, own]
+    of = packed(cl, lo, hi, paired)
+    x = self.names_in(cl, lo, hi, of.S, paired, ctx)
     G = max(len(t) for t in kv)  # one context, one per image, or (lockstep) one that became many on the way
     kv = [t[lo:hi] if paired else t.expand(G, -1, -1, -1) for t in kv]
-    G = len(kv[0])
-    if paired: x, slot, ctx = x[:, None], slot[:, None], None if ctx is None else ctx[lo:hi, None]
-    else: x, slot, ctx = x.expand(G, *x.shape), slot.expand(G, *slot.shape), None if ctx is None else ctx[:, None].expand(-1, hi - lo, -1, -1)
-    x = (x if cl.in_row else _fill(x, slot, ctx)) + self.net.positional_embedding[own]
-    mask = causal(cl.S, x.device)
+    x = of.pack(x.unflatten(0, (hi - lo, 1)) if paired else x.expand(G, -1, -1, -1))  # [G, N, D]; paired: [C, S, D]
     for i, b in enumerate(self.blocks):
-        q, k, v = (t.transpose(1, 2) for t in qkv(b, x))  # [G, h, c, S, d]
         look = None if self.look is None else lambda w, i=i: self.look('text', i, w)
-        o = attend_shared(q, k, v, kv[2*i], kv[2*i+1], mask, b.scale, look)
-        x = b.close(x, o.transpose(1, 2))
-    at = (cl.pool[lo:hi] - cl.P)
-    at = at[:, None] if paired else at[None].expand(G, -1)
-    return self.project(torch.take_along_dim(x, at[..., None, None], 2)[:, :, 0])
+        if i == self.layers - 1 and look is None: return self.project(self.last_names(of, x, kv[2*i], kv[2*i+1], paired))
+        q, k, v = (of.rows(t) for t in qkv(b, x))  # [G, h, c, S, d]
+        o = attend_shared(q, k, v, kv[2*i], kv[2*i+1], of.mask, b.scale, look)
+        x = b.close(x, of.pack(o))
+    return self.project(self.pooled(of, x, paired))
 
-SharedText.names_pass = names_pass
+def pooled(self:SharedText, of, x, paired): # [G, hi-lo, D]; paired: [C, 1, D]
+    "Each name's end token"
+    return torch.take_along_dim(x, of.last[:, None, None], 1) if paired else x.index_select(1, of.last)
+
+def last_names(self:SharedText, of, x, k0, v0, paired): # As `pooled`, after the last block
+    "The last block, in which only the end tokens ask"
+    b, end = self.blocks[-1], self.pooled(of, x, paired)
+    q, k, v = qkv(b, x, ask=end)
+    q, k, v = q.unsqueeze(-2), of.rows(k), of.rows(v)  # [G, h, c, 1, d], [G, h, c, S, d]
+    mask = of.mask[of.end][:, None, None, None] if paired else of.mask[of.end][:, None]
+    return b.close(end, attend_shared(q, k, v, k0, v0, mask, b.scale).flatten(2, 3))
+
+def names_in(self:SharedText, cl, lo, hi, S, paired, ctx): # [1 or G, hi-lo, S, D]; paired: [C, S, D]
+    "Names' tokens at the tower's foot"
+    own = slice(cl.P, cl.P + S)
+    x, slot = self.net.token_embedding(cl.ids[lo:hi, own]), cl.slot[lo:hi, own]
+    if not cl.in_row and ctx is not None:
+        ctx = ctx[lo:hi] if paired else ctx[:, None].expand(-1, hi - lo, -1, -1)
+        if not paired: x, slot = x.expand(len(ctx), *x.shape), slot.expand(len(ctx), *slot.shape)
+        x = _fill(x, slot, ctx)
+    elif not paired: x = x[None]
+    return x + self.net.positional_embedding[own]
+
+for f in (names_pass, pooled, last_names, names_in): setattr(SharedText, f.__name__, f)
 
 # %% ../nbs/01a_text.ipynb #91cb90c2
 def names_at_once(self, cl, G, budget=None # Bytes the names may keep for the backward pass
@@ -279,8 +326,8 @@ def names_at_once(self, cl, G, budget=None # Bytes the names may keep for the ba
     "Chunk size: all names if they fit the budget"
     if self.chunk: return self.chunk
     if budget is None: budget = torch.cuda.mem_get_info(self.device)[0]//3 if self.device.type == 'cuda' else 2**30
-    per_name = G * max(cl.S, 1) * self.layers * self.width * 24 * 4  # about 24 fp32 activations of the width per token and block
-    return max(1, min(len(cl), budget//per_name))
+    per_name = G * (cl.N / len(cl)) * self.layers * self.width * 24 * 4  # about 24 fp32 activations of the width per token and block
+    return max(1, min(len(cl), int(budget//per_name)))
 
 def finish(self, s): # Features [G, C, E]
     "The names' turn: in chunks, recomputed in the backward pass when there are several"
