@@ -141,6 +141,7 @@ def asks(s, tower):
 def marks_of(s): # [blocks, 1 + heads], or None
     "Which block and head of the first method looks at the thing"
     t = s.looks[0]
-    if not t.clip.image.slots: return None
+    if not t.clip.image.slots or t.mask is None or not t.mask.any(): return None
+    if s.kind in ('rollout', 'relevance'): return np.full((t.clip.image.layers, 1 + t.clip.image.heads), np.nan) # every block would have to be followed to
     find = lambda t, tower, kind, i, name, contrast: s.sheet_of(t, tower, kind, i, s.name, s.contrast)
     return board(t, s.kind, s.token, s.name if s.kind in FOR_A_CLASS else None, s.contrast, find)
