@@ -13,7 +13,7 @@ from statistics import fmean, stdev
 
 from .core import unknown
 from .named import find_methods
-from .pairing import quantile, signed
+from .pairing import quantile
 from .published import BY, OVER, behind, canon, differences, figures, not_found
 from .results import TIERS
 from .sets import ENTRIES
@@ -58,8 +58,9 @@ def judged(rows:list, on:list, paper:dict, measures:tuple) -> list: # Sentences
         xs = per_seed(rows, m, on)
         if m not in paper or not xs: continue
         mean,span = cell(rows, m, on, 0).mean,interval(xs.values())
-        where = f"; {'inside' if span[0] <= paper[m] <= span[1] else 'outside'} the 95 % interval of our mean over {len(xs)} seeds, {max(0, span[0]):.1f} to {min(100, span[1]):.1f}" if span else '; one seed: no interval is known'
-        out.append(f"{title(m)}: {signed(mean - paper[m])} to {paper[m]:.2f}{where}.")
+        far = f"{abs(mean - paper[m]):.1f} {'above' if mean > paper[m] else 'below'} {paper[m]:.2f}" if round(abs(mean - paper[m]), 1) else f'the same as {paper[m]:.2f}'
+        seen = f"which lies {'inside' if span[0] <= paper[m] <= span[1] else 'outside'} the 95 % interval of our mean over {len(xs)} seeds, {max(0, span[0]):.1f} to {min(100, span[1]):.1f}" if span else 'one seed: no interval is known'
+        out.append(f"{title(m)}: {mean:.1f} is {far}; {seen}.")
     return out
 
 # %% ../nbs/46d_cards.ipynb #37b5b8d9
@@ -93,8 +94,9 @@ def command(rows:list, method:str, task:str, protocol:str, shots:int) -> str:
     seeds = ','.join(str(s) for s in sorted({r['seed'] for r in rows})) or '1-3'
     model = ['--model', r['clip'], *(['--pretrained', r['pretrained']] if r.get('pretrained') else []), '--precision', r['precision']] if r.get('clip') not in (None, 'emoji') else [] if r or task.startswith('emoji') else ['--model', 'ViT-B-16', '--pretrained', 'openai']
     more = [x for k in ('epochs', 'bs') if r.get(k) for x in (f'--{k}', str(r[k]))] + [x for k,v in (r.get('args') or {}).items() for x in ('--set', f'{method}.{k}={v}')]
-    if r.get('clip') == 'emoji' and not (r.get('epochs') or r.get('bs')): more.append('--published')
-    return shlex.join(['mudpt', protocol, '--methods', method, *where, '--shots', str(shots), '--seeds', seeds, *model, *more])
+    if r.get('clip') == 'emoji' and not (r.get('epochs') and r.get('bs')): more.append('--published')
+    train = f"  # and of the trainer: {label('train', r['train'])} (Python: mudpt.runs.cell(..., {label('train', r['train'])}))" if r.get('train') else ''
+    return shlex.join(['mudpt', protocol, '--methods', method, *where, '--shots', str(shots), '--seeds', seeds, *model, *more]) + train
 
 def circumstances(rows:list) -> str: # '' without a finished run
     "With what it was done"
@@ -173,14 +175,14 @@ def card(method:str, # Such as 'MaPLe'; of this kit, or of `figures()`
         if trouble := [f"seed {r['seed']} on {r['task']}: {r['status']}{': ' + r['error'] if r.get('error') else ''}" for r in g if r['status'] != 'ok']: parts.append((f'Not finished{n}', trouble))
         if c := circumstances(g): parts.append((f'Circumstances{n}', [c]))
     if known := differences(method, protocol): parts.append(('Known differences', known))
-    return Card(f"{method} on {task}: {protocol}, {shots} images per class", [*parts, *((('To repeat it' if mine else 'To run it') + ('' if len(mine) < 2 else f', {i}'), c) for i,c in enumerate(dict.fromkeys(command(g, method, task, protocol, shots) for g in mine or [[]]), 1))])
+    return Card(f"{method} on {ENTRIES[task].name if task in ENTRIES else task}: {protocol}, {shots} images per class", [*parts, *((('To repeat it' if mine else 'To run it') + ('' if len(mine) < 2 else f', {i}'), c) for i,c in enumerate(dict.fromkeys(command(g, method, task, protocol, shots) for g in mine or [[]]), 1))])
 
 def absent(method, task, protocol, shots, published, runs, mine) -> list: # Sentences
     "What the card cannot show, and why"
     other = figures(method)
-    else_ = ', '.join(dict.fromkeys(f"{r['protocol']} on {r['task']}{'' if not r['shots'] else ', ' + r['shots'] + ' shots'}" for r in other.to_dict('records') if r['task'] != task or r['protocol'] != protocol or r['shots'] != str(shots)))
+    else_ = '; '.join(f"{p}: {', '.join(dict.fromkeys(r['task'] for r in other.to_dict('records') if r['protocol'] == p))}" for p in dict.fromkeys(other.protocol))
     own = "; it is mudpt's own data set, so that there cannot be one" if task.startswith('emoji/') else ''
-    out = [] if published else [f"No figure was found for this question{own}." + (f" There are figures of {method} for: {else_[:300]}{' ...' if len(else_) > 300 else ''}." if else_ else '')]
+    out = [] if published else [f"No figure was found for this question{own}." + (f" There are figures of {method} for other questions, though: {else_}." if else_ and not own else '')]
     if (what := not_found(method)) and not task.startswith('emoji/'): out.append(f"Of {method}'s own figures these could not be found: {what}.")
     if published and not any(r['by'] == 'authors' for r in published): out.append("No figure printed by the method's authors was at hand; the first line is what others print or measured.")
     if runs is not None and not mine: out.append(f"Among the runs there is none of {method} on {task} with protocol {protocol} and {shots} shots.")

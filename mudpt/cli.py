@@ -17,6 +17,7 @@ from typer import Argument, Option
 from .cli_data import data_app
 from .lab import lab
 from .cli_protocols import base_to_new, cross_dataset, domain_shift, few_shot
+from .cli_runs import card, table
 from .terminal import (Batch, Debug, Device, Epochs, File, Json, Model, Out, Precision, Pretrained, Published, Recorded, Seeds, Set, Shots, TaskName, TaskNames, budget,
     checked, numbers, say, screen, settings, show, tell, the_class, the_clip, told, typed, words)
 
@@ -41,6 +42,7 @@ def compare(methods: Annotated[str, Option(help='Names with commas; all if omitt
 for _command in (few_shot, base_to_new, cross_dataset, domain_shift): app.command(_command.__name__.replace('_', '-'))(_command)
 app.add_typer(data_app, name='data')
 app.command()(lab)
+for _command in (table, card): app.command()(_command)
 
 # %% ../nbs/50_cli.ipynb #dfb61f84
 @app.command()
