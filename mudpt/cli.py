@@ -15,6 +15,7 @@ import typer
 from typer import Argument, Option
 
 from .cli_data import data_app
+from .cli_bench import bench
 from .lab import lab
 from .cli_protocols import base_to_new, cross_dataset, domain_shift, few_shot
 from .cli_runs import card, table
@@ -42,6 +43,7 @@ def compare(methods: Annotated[str, Option(help='Names with commas; all if omitt
 for _command in (few_shot, base_to_new, cross_dataset, domain_shift): app.command(_command.__name__.replace('_', '-'))(_command)
 app.add_typer(data_app, name='data')
 app.command()(lab)
+app.command()(bench)
 for _command in (table, card): app.command()(_command)
 
 # %% ../nbs/50_cli.ipynb #dfb61f84
