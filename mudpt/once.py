@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['Once', 'learned', 'kept', 'facing', 'refusal', 'answer', 'answered']
 
-# %% ../nbs/28a_once.ipynb #869c3361
+# %% ../nbs/28a_once.ipynb #6d411ca7
 import time, warnings
 from pathlib import Path
 
-from .comparing import cell_key, cost, drawn, learn, made_for, numbers, subset_digest, tried
+from .comparing import cell_key, cost, drawn, judged, learn, made_for, numbers, subset_digest, tried
 from .core import BadFile, digest
-from .judging import score
 from .keep import load_prompts, tensors_of
 from .listen import Peak, plain
 from .runfolder import PROMPTS, RECORD, SAFE, clip_facts, folder_name
@@ -88,19 +87,19 @@ def refusal(cls, args:dict, source, task) -> str: # '' if there is nothing to re
     bound = cls.class_specific or args.get('csc')
     return f"bound to the {len(source.names)} classes it was trained on" if bound and task.names != source.names else ''
 
-def answer(once:Once, task, role:str, protocol:str, out=None) -> dict: # A row
+def answer(once:Once, task, role:str, protocol:str, out=None, shared=None) -> dict: # A row
     "One training, judged on the test images of one task"
     cell = once.cell | dict(task=task.name, trained_on=once.source.name, role=role, protocol=protocol)
-    if not out: return tried(cell, lambda: answered(once, task, role))
+    if not out: return tried(cell, lambda: answered(once, task, role, shared))
     key = digest(f'{once.key} {task.fingerprint} {task.template} {protocol}')
     folder = Path(out)/'runs'/folder_name(cell, key)
-    return tried(cell, lambda: attend(folder, dict(cell, train=cell.get('train', {})), key, lambda keeper: answered(once, task, role), dict(clip=clip_facts(once.clip)), device=once.clip.device)['row'])
+    return tried(cell, lambda: attend(folder, dict(cell, train=cell.get('train', {})), key, lambda keeper: answered(once, task, role, shared), dict(clip=clip_facts(once.clip)), device=once.clip.device)['row'])
 
-def answered(once:Once, task, role) -> dict:
+def answered(once:Once, task, role, shared=None) -> dict:
     "What judging adds to a row"
     method,row = once.made()
     if role != 'source': row = {k: v for k,v in row.items() if k not in ('losses', 'plan')}
     why = refusal(type(method), once.cell['args'], once.source, task)
     if why: return row | dict(refused=why, accuracy=None, n_test={}, per_class={})
-    s = score(facing(method, task, once.cell['args']), task.test, task.names, bs=method.recipe.get('bs_test', 100), workers=once.workers)
+    s = judged(facing(method, task, once.cell['args']), task, once.workers, shared, (once.cls, str(once.cell['args']), task.name))
     return row | dict(refused='', target_split=task.fingerprint) | numbers(dict(all=s), dict(all=task))

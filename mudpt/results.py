@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from .columns import Columns, column_chart, figure, png, table_of
-from .core import write_whole
+from .core import BadFile, write_whole
 from .listen import plain
 from .table import Table
 
@@ -147,5 +147,7 @@ def shots_said(info) -> str:
 
 def load(out) -> Comparison: # From the folder of an earlier `compare(..., out=out)`
     "A comparison that was saved"
-    d = json.loads((Path(out)/'results.json').read_text())
-    return Comparison(d['rows'], d['info'])
+    file = Path(out)/'results.json'
+    try: d = json.loads(file.read_text(encoding='utf-8')); return Comparison(d['rows'], d['info'])
+    except FileNotFoundError: raise BadFile(f"no comparison in '{out}': there is no results.json (the runs of one that is not finished are read by mudpt.runs.Runs)") from None
+    except (OSError, ValueError, KeyError, TypeError) as e: raise BadFile(f"'{file}' is damaged ({e}): the command that wrote it writes it again, from the runs beside it") from None

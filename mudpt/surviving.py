@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOOSE', 'Stopped', 'Loose', 'Keeper', 'save', 'take_up', 'prompts', 'remembering', 'finished', 'attend',
-           'last_record', 'begin', 'sit', 'said']
+           'last_record', 'tidied', 'begin', 'sit', 'said']
 
 # %% ../nbs/22d_surviving.ipynb #3f540e2c
 import math, time, traceback, warnings
@@ -120,11 +120,11 @@ def attend(folder, # Of this run alone; made if it is not there
            device='cpu') -> dict: # The record; errors are recorded, then raised
     "Do a run, or what is left of it; fetch it if it is done"
     folder = Path(folder)
-    if r := finished(folder, key): return r # without a lock: a folder of finished runs may be read-only
+    if r := finished(folder, key): return tidied(folder, r) # without a lock: a folder of finished runs may be read-only
     with writing(folder, **SAFE): folder.mkdir(parents=True, exist_ok=True)
     with alone(folder/'run', patience=patience, elsewhere=SAFE['elsewhere']) as ours:
         if not ours: return last_record(folder) or dict(key=key, cell=cell, status='running')
-        if r := finished(folder, key): return r # somebody did it while we waited
+        if r := finished(folder, key): return tidied(folder, r) # somebody did it while we waited
         return sit(begin(folder, cell, key, about or {}, control, device), work)
 
 # %% ../nbs/22d_surviving.ipynb #3e4da8fa
@@ -134,10 +134,16 @@ def last_record(folder) -> dict: # {} if there is none that can be read
     try: return read_record(folder)
     except BadFile as e: return warnings.warn(f'{e}; what it said is lost, the run goes on', stacklevel=3) or {}
 
+def tidied(folder:Path, record:dict) -> dict:
+    "A record, once what a kill may have left behind in its folder is gone"
+    with suppress(OSError):
+        for litter in folder.glob('.*.part'): litter.unlink(missing_ok=True)
+        if record.get('status') == 'done': (folder/RESUME).unlink(missing_ok=True)
+    return record
+
 def begin(folder:Path, cell, key, about, control, device) -> Keeper:
-    "Sit down to a run: tidy up after a kill, and say who is here"
-    for litter in folder.glob('.*.part'): litter.unlink(missing_ok=True)
-    was,env = last_record(folder),environment(device)
+    "Sit down to a run, and say who is here"
+    was,env = tidied(folder, last_record(folder)),environment(device)
     timing = was.get('timing', {}) if (folder/RESUME).exists() else {}
     differs = [f'{k} {was["env"].get(k)}, now {v}' for k,v in env.items() if was.get('env') and was['env'].get(k) != v]
     if differs and timing: warnings.warn(f"'{folder.name}' was begun with {'; '.join(differs)}: the last digits may differ from an uninterrupted run", stacklevel=4)
@@ -160,8 +166,7 @@ def sit(k:Keeper, work) -> dict: # The record
     except BaseException:
         with suppress(CannotWrite): k.note(status='stopped', finished=now())
         raise
-    if k.record['status'] == 'done': (k.folder/RESUME).unlink(missing_ok=True)
-    return k.record
+    return tidied(k.folder, k.record)
 
 def said(e:Exception) -> dict: # error, traceback
     "An error for the record: what was foreseen is a sentence, what was not has a traceback"

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['found', 'lost', 'usual', 'same_classes', 'narrower', 'emoji_notes', 'kept', 'transfer']
 
-# %% ../nbs/28b_transfer.ipynb #ed3dbfb7
+# %% ../nbs/28b_transfer.ipynb #eaab146d
 import time
 from pathlib import Path
 
-from .comparing import find_methods, find_task, grid, settle
+from .comparing import elder, find_methods, find_task, grid, settle
 from .core import BadInput, MudptError, Unknown
 from .listen import Bar
 from .named import NoTask
@@ -92,11 +92,13 @@ def transfer(protocol:str, # 'cross-dataset' or 'domain-shift'
     tasks = [t for _,t in sets if not isinstance(t, Exception)]
     if protocol == 'domain-shift': same_classes(source, tasks)
     cells,rows = grid(find_methods(methods), [source], seeds, args or {}, shots=shots, epochs=epochs, bs=bs),[]
+    shared: dict = {}
+    elder(out)
     for i,(cell,cls,_) in enumerate(cells):
         once = Once(cell, cls, clip, source, trained or (out and Path(out)/'trained'), [Bar(f"{i + 1}/{len(cells)} {cell['method']} {source.name} seed {cell['seed']}")] if bar else [], workers)
         for name,t in [(source.name, source), *sets]:
             role = 'source' if t is source else 'target'
-            rows.append(lost(cell, source, name, role, protocol, t) if isinstance(t, Exception) else answer(once, t, role, protocol, out))
+            rows.append(lost(cell, source, name, role, protocol, t) if isinstance(t, Exception) else answer(once, t, role, protocol, out, shared))
             tell(rows[-1], len(rows), len(cells) * (len(sets) + 1))
     return kept(Comparison(rows, circumstances(clip, command=command, seconds=time.time() - t0, shots=shots, seeds=seeds, protocol=protocol, epochs=epochs, bs=bs, source=source.name,
                                                notes=[*emoji_notes(clip, [source, *tasks]), *narrower(source, tasks, protocol)])), out)

@@ -185,16 +185,14 @@ def test_other_data_from_the_command_line_trained_once(folders):
 
 
 def test_a_damaged_target_does_not_fail_the_command(folders, monkeypatch):
-    import mudpt.once as mo
-
-    real = mo.score
+    real = mc.score
 
     def score(m, items, names, **k):
         if "banana" in names:
             raise OSError("disk on fire")
         return real(m, items, names, **k)
 
-    monkeypatch.setattr(mo, "score", score)
+    monkeypatch.setattr(mc, "score", score)
     args = "cross-dataset", "--methods", "ZeroShot", "--source", "twitter", "--shots", 2, "--out", "c", "--targets"
     r = call(*args, "fruit,google")
     assert r.exit_code == 0 and "failed: OSError: disk on fire" in r.stderr and "2 of 3 runs" in r.stdout
@@ -282,12 +280,10 @@ def test_check_reports_and_fails_where_there_are_problems(folders):
 
 
 def test_ctrl_c_in_a_protocol_says_how_to_go_on(folders, monkeypatch):
-    import mudpt.once as mo
-
     def interrupted(*a, **k):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(mo, "score", interrupted)
+    monkeypatch.setattr(mc, "score", interrupted)
     args = "cross-dataset", *TINY, "--source", "twitter", "--targets", "fruit", "--shots", 2, "--out", "res"
     r = call(*args)
     assert r.exit_code == 130 and "'res': the same command goes on" in r.output

@@ -105,7 +105,7 @@ def test_protocols_can_share_their_prompts(how, trainings, tmp_path):
 
 def test_interrupted_while_judging_and_continued(how, trainings, tmp_path, monkeypatch):
     kw = dict(shots=2, out=tmp_path, **how)
-    seen, real = [], mo.score
+    seen, real = [], mc.score
 
     def dies(*a, **k):
         seen.append(1)
@@ -113,7 +113,7 @@ def test_interrupted_while_judging_and_continued(how, trainings, tmp_path, monke
             raise KeyboardInterrupt
         return real(*a, **k)
 
-    monkeypatch.setattr(mo, "score", dies)
+    monkeypatch.setattr(mc, "score", dies)
     with pytest.raises(KeyboardInterrupt):
         domain_shift(["CoOp", "MaPLe"], tiny(), [tiny(style="noto")], **kw)
     assert len(trainings) == 2 and not (tmp_path / "results.json").exists()
