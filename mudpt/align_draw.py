@@ -25,13 +25,13 @@ def shape(frame) -> tuple: # What decides which traces there are
 
 def place(n:int) -> list: # [(left, right), (bottom, top)] of each panel
     "Up to three panels side by side"
-    cols = min(n, 3) if n != 4 else 2; rows = -(-n // cols)
+    cols = max(1, min(n, 3) if n != 4 else 2); rows = max(1, -(-n // cols))
     wide, high, gap = 1/cols, 1/rows, .02
     return [((i % cols*wide + gap/2, (i % cols + 1)*wide - gap/2), (1 - (i // cols + 1)*high + .06/rows, 1 - i // cols*high - .06/rows)) for i in range(n)]
 
 def empty(frame, kind=None): # plotly's `Figure`, or a class like it
     "Axes and traces without numbers"
-    kind, n = kind or needs('plotly.graph_objects', 'widgets').Figure, len(frame.clouds)
+    kind = kind or needs('plotly.graph_objects', 'widgets').Figure
     fig = kind(layout=dict(template='none', autosize=True, margin=dict(l=8, r=8, t=8, b=8), paper_bgcolor='rgba(0,0,0,0)', plot_bgcolor='rgba(0,0,0,0)',
         font=dict(family='system-ui, sans-serif', size=12, color=GREY), showlegend=False, hovermode='closest', dragmode='lasso', hoverdistance=12))
     fig._config = dict(displayModeBar=False, responsive=True, doubleClick='reset')
@@ -83,8 +83,7 @@ def draw(fig, frame): # -> the same figure
             if fig.layout.annotations[i].text != c.title: fig.layout.annotations[i].text = c.title
             for a, title in zip('xy', frame.axes):
                 ax = fig.layout[f'{a}axis{i + 1 if i else ""}']
-                if a == 'x' or not i % 3: 
-                    if ax.title.text != title: ax.title.text = title
+                if (a == 'x' or ax.domain == () or fig.layout[f'xaxis{i + 1 if i else ""}'].domain[0] < .1) and ax.title.text != title: ax.title.text = title
         if getattr(fig, '_box', None) != frame.box:
             for a, (lo, hi) in zip('xy', frame.box): fig.layout[f'{a}axis'].range = (lo, hi)
             fig._box = frame.box

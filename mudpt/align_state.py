@@ -4,21 +4,21 @@
 
 # %% auto #0
 __all__ = ['FEW', 'SHAPES', 'COLOURINGS', 'WRONG', 'CHANGED', 'named', 'is_method', 'example', 'look', 'paint', 'Cloud',
-           'AlignFrame', 'AlignState', 'wake', 'stop', 'go_on', 'join', 'said', 'choices', 'choose', 'select', 'about',
-           'frame']
+           'AlignFrame', 'quit', 'AlignState', 'wake', 'stop', 'go_on', 'join', 'said', 'choices', 'choose', 'select',
+           'about', 'frame']
 
-# %% ../nbs/43a_align_state.ipynb #7d85c03c
-import threading, time
+# %% ../nbs/43a_align_state.ipynb #ef8a3b4b
+import atexit, threading, time, weakref
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from .alignment import Spaces
-from .core import BadInput, MudptError, needs, seed_all, unknown
-from .ink import OKABE
+from .core import BadInput, needs, seed_all, unknown
 from .job import told
 from .joint import Brake, Joint, Stopped, by_epoch, gently
 from .project import ways
+from .prompts import Prompts
 from .spaces import Features, known, metrics
 
 # %% ../nbs/43a_align_state.ipynb #7b83b278
@@ -36,11 +36,11 @@ def named(things) -> dict: # {name: thing}
             k = 1 + sum(o == n or o.startswith(f'{n} #') for o in out)
             out[n if k == 1 else f'{n} #{k}'] = s
     if not out: raise BadInput("nothing to compare: give {name: method}, {name: Track}, or {name: features}")
-    for n, s in out.items():
+    for s in out.values():
         if not is_method(s) and not hasattr(s, 'rows'): by_epoch(s)
     return out
 
-def is_method(s) -> bool: return hasattr(s, 'text_features') and hasattr(s, 'clip')
+def is_method(s) -> bool: return isinstance(s, Prompts)
 
 def example(tell, brake) -> dict: # {name: method or `Track`}
     "Twelve emoji animals, and two short trainings on them: one moves names only, one moves both"
@@ -54,9 +54,9 @@ def example(tell, brake) -> dict: # {name: method or `Track`}
         m = cls(clip)
         out[cls.__name__] = t = Track(m, task.test, task.names, metrics=FEW, keep=True)
         trainer = Trainer(m, task, epochs=6, bs=8, augment=False)
-        def go_on(e):
+        def go_on(e, i=i, trainer=trainer, name=cls.__name__):
             brake.check()
-            if e.kind == 'step': tell((i + e.step/(6*len(trainer.batches)))/2, f'an example trains first: {cls.__name__}, 12 animals, 6 epochs')
+            if e.kind == 'step': tell((i + e.step/(6*len(trainer.batches)))/2, f'an example trains first: {name}, 12 animals, 6 epochs')
         trainer.fit(t, go_on)
     return {'zero-shot': gently(ZeroShot(clip), task.test, task.names, brake=brake), **out}
 
@@ -64,7 +64,7 @@ FEW = ['gap', 'alignment', 'uniformity image', 'uniformity text', 'margin', 'wit
 
 # %% ../nbs/43a_align_state.ipynb #c2ba43dc
 SHAPES = 'circle', 'square', 'diamond', 'triangle-up', 'x', 'triangle-down', 'cross'
-COLOURINGS = {'class': 'class', 'answer': 'right or wrong', 'kind': 'picture or name'}
+COLOURINGS = {'class': 'class', 'answer': 'right or wrong', 'kind': 'picture or name'} # `colour`: what a person reads
 
 def look(c:int) -> tuple: # (number of a colour, number of a shape)
     "How class c is drawn"
@@ -121,7 +121,14 @@ class AlignFrame:
     choices: list = field(default_factory=list) # What `choose` takes
     notes: list = field(default_factory=list)
 
-# %% ../nbs/43a_align_state.ipynb #b76f6a2b
+# %% ../nbs/43a_align_state.ipynb #0d3f3267
+_alive = weakref.WeakSet() # States whose thread may be at work
+
+@atexit.register
+def quit():
+    "A kernel that ends while a thread computes would crash"
+    for s in list(_alive): s.stop(); s.join(5)
+
 class AlignState(_t.HasTraits):
     "Methods over the same pictures: what is looked at, and what there is to draw"
     shown = _t.List(_t.Unicode()) # Methods, in the order of the panels
@@ -152,6 +159,7 @@ class AlignState(_t.HasTraits):
         self._lock, self._thread, self._brake, self._last = threading.RLock(), None, None, 'epoch' not in chosen
         if self.things is not example: chosen = dict(shown=list(self.things)) | chosen
         super().__init__(**chosen)
+        _alive.add(self)
         self.observe(lambda c: self.wake(), ['by', 'turned', 'epoch', 'shown'])
         self.wake()
 
@@ -199,7 +207,7 @@ def _prepare(self:AlignState, tell, brake):
     spaces = {}
     for n, s in things.items():
         brake.check()
-        spaces[n] = {None: gently(s, self.items, self.names, lambda d, w, n=n: tell(d, w.replace(s.name, n)), brake)} if is_method(s) else by_epoch(s)
+        spaces[n] = {None: gently(s, self.items, self.names, lambda d, w, n=n, s=s: tell(d, w.replace(s.name, n)), brake)} if is_method(s) else by_epoch(s)
     j = Joint(spaces)
     if not self.items: self.items = list(next((f.items for s in spaces.values() for f in s.values() if f.items), []))
     self.names, self.joint, self.things = list(j.one.names if not self.names else self.names), j, things
@@ -316,10 +324,10 @@ def about(self:AlignState, i:int) -> dict:
 
 for f in said, choices, choose, select, about: setattr(AlignState, f.__name__, f)
 
-# %% ../nbs/43a_align_state.ipynb #9d01605b
+# %% ../nbs/43a_align_state.ipynb #3a35d8ee
 def _cloud(self, m, n) -> Cloud:
     e = self.joint.at(n, self.epoch)
-    f, (x, t), y = self.joint.spaces[n][e], m.points[n, e], np.asarray(self.joint.one.labels)
+    (x, t), y = m.points[n, e], np.asarray(self.joint.one.labels)
     a, row = self.joint.said(n, self.epoch), self.numbers.get((n, e), {})
     ends = np.stack([t[y].mean(0), x.mean(0)])
     gap = row.get('gap', m.gaps[n, e])

@@ -35,7 +35,7 @@ def by_epoch(s) -> dict: # {epoch: Features}; {None: Features} where there is no
     if isinstance(s, (tuple, list)) and len(s) == 3:
         x, t, y = (v if isinstance(v, torch.Tensor) else torch.as_tensor(np.asarray(v)) for v in s)
         return {None: Features(x, t, y, [str(i) for i in range(len(t))])}
-    raise BadInput(f"a {type(s).__name__} is no space: give Features, as embed returns them, (image, text, labels), {epoch: one of these}, or a Track with keep=True")
+    raise BadInput(f"a {type(s).__name__} is no space: give Features, as embed returns them, (image, text, labels), a dict of epochs of these, or a Track with keep=True")
 
 def same(spaces:dict) -> None: # {name: {epoch: Features}}
     "Refuse spaces of different pictures or names"
