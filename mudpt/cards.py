@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ASKED', 'PRECISION', 'SETTING', 'read', 'groups', 'interval', 'judged', 'recipe', 'compared', 'command',
-           'circumstances', 'Card', 'ours', 'table', 'card', 'absent']
+           'circumstances', 'Card', 'ours', 'table', 'card', 'of_kit', 'absent']
 
 # %% ../nbs/46d_cards.ipynb #cf047246
 import math, shlex
@@ -69,14 +69,14 @@ def recipe(method:str) -> dict: # epochs, lr, bs; empty for a method that is not
     try: return find_methods([method])[0].recipe
     except KeyError: return {}
 
-def compared(rows:list, task:str, method:str) -> list: # (what, the papers', ours, 'same' | 'differs' | 'not recorded')
+def compared(rows:list, task:str, method:str) -> list: # (what, the papers', ours, 'same' | '≠ differs' | 'not recorded')
     "Settings of the papers against ours, one by one"
     ok = [r for r in rows if r['status'] == 'ok']
     if not ok: return []
     r,rec,n = ok[0],recipe(method),next((e.halves for e in ENTRIES.values() if e.key == task), None)
     used,all = r.get('recipe') or {},{**{k: rec.get(k) for k in ('epochs', 'bs', 'lr')}}
     seeds = ', '.join(str(s) for s in sorted({x['seed'] for x in ok}))
-    verdict = lambda ours, same: 'not recorded' if ours in (None, '') else 'same' if same else 'differs'
+    verdict = lambda ours, same: 'not recorded' if ours in (None, '') else 'same' if same else '≠ differs'
     out = [('backbone', 'ViT-B-16, openai', ' '.join(filter(None, [str(r.get('clip') or ''), str(r.get('pretrained') or '')])), str(r.get('clip') or '').startswith('ViT-B-16') and r.get('pretrained') == 'openai'),
            ('seeds', '1, 2, 3', seeds, seeds == '1, 2, 3'), ('precision', PRECISION.get(method, 'fp16'), r.get('precision'), r.get('precision') == PRECISION.get(method, 'fp16'))]
     out += [(dict(bs='batch size', lr='learning rate').get(k, k), str(v), None if used.get(k) is None else f'{used[k]:g}', used.get(k) == v) for k,v in all.items() if v is not None]
@@ -125,20 +125,21 @@ class Card:
         from rich.console import Group
         from rich.text import Text
         out = [Text(self.title, style='bold underline')]
-        for h,p in self.parts: out += [Text(f'\n{h}', style='bold'), p.rich() if isinstance(p, Sheet) else Text(p) if isinstance(p, str) else Text('\n'.join(f'- {x}' for x in p))]
-        for p in (p for _,p in self.parts if isinstance(p, Sheet) and p.notes): out.append(Text('\n'.join(p.notes), style='dim'))
+        for h,p in self.parts:
+            out += [Text(f'\n{h}', style='bold'), p.rich() if isinstance(p, Sheet) else Text(p) if isinstance(p, str) else Text('\n'.join(f'- {x}' for x in p))]
+            if isinstance(p, Sheet) and p.notes: out.append(Text('\n'.join(p.notes), style='dim'))
         return Group(*out)
 
     def __repr__(self): return self.markdown()
     def _repr_html_(self): return self.html()
 
-# %% ../nbs/46d_cards.ipynb #8b7ac925
-def ours(group:list, on:list, measures:tuple, known:list) -> list: # Cells of a line
+# %% ../nbs/46d_cards.ipynb #08157bba
+def ours(group:list, on:list, measures:tuple) -> list: # Cells of a line
     "What a group of runs with the same settings gave"
     seeds,r = {x['seed'] for x in group},group[0]
     cells = [cell(group, m, on, len(seeds)) for m in measures]
     lacking = [t for t in on if not any(x['task'] == t and x['status'] == 'ok' for x in group)]
-    said = [str(r.get('clip') or ''), r.get('precision') or '', f"{r['epochs']} epochs" if r.get('epochs') else 'published recipe', label('args', r['args']) if r.get('args') else '']
+    said = [str(r.get('clip') or ''), r.get('precision') or '', f"{r['epochs']} epoch{'s' * (r['epochs'] != 1)}" if r.get('epochs') else 'published recipe', label('args', r['args']) if r.get('args') else '']
     lack = f"{len(lacking)} of {len(on)} data sets missing: {', '.join(lacking[:4])}{', ...' if len(lacking) > 4 else ''}" if lacking and len(on) > 1 else ''
     return [f"here ({max((c.n for c in cells), default=0)} seed{'s' * (max((c.n for c in cells), default=0) != 1)})", ', '.join(filter(None, said)), *(c.text(1) or '–' for c in cells), lack or 'these runs']
 
@@ -146,8 +147,9 @@ def table(published:list, groups:list, on:list, measures:tuple) -> Sheet:
     "Published figures and ours in one table"
     lines = [[r['who'], r['variant'], *(f'{r[m]:.2f}' if m in r else '–' for m in measures), r['source']] for r in published]
     notes = [groups and f"± is the sample standard deviation (n − 1) over seeds{'; H that of the averaged base and new' if 'H' in measures else ''}.",
+             any(r['by'] == 'quoted' for r in published) and 'Printed by others: who measured it is not said there.',
              published and 'Published figures are of CLIP ViT-B/16, means of three seeds where their source says so.']
-    return Sheet([('', 'measured by'), ('', 'settings'), *(('', title(m)) for m in measures), ('', 'source')], lines + [ours(g, on, measures, published) for g in groups],
+    return Sheet([('', 'measured by'), ('', 'settings'), *(('', title(m)) for m in measures), ('', 'source')], lines + [ours(g, on, measures) for g in groups],
                  tuple(n for n in notes if n), left=2, words=(-1,), rule=len(lines) if lines and groups else None)
 
 # %% ../nbs/46d_cards.ipynb #35b3c8e8
@@ -169,13 +171,21 @@ def card(method:str, # Such as 'MaPLe'; of this kit, or of `figures()`
     paper = published[0] if published else {}
     parts = ([('Figures', table(published, mine, on, measures))] if published or mine else []) + ([('What is missing', said)] if said else [])
     for g in mine:
-        n = '' if len(mine) == 1 else f': {ours(g, on, measures, [])[1]}'
+        n = '' if len(mine) == 1 else f' ({ours(g, on, measures)[1]})'
         if paper and (x := judged(g, on, paper, measures)): parts.append((f"Against {'the paper' if paper['by'] == 'authors' else 'the figure that is printed for it'}{n}", x))
         if task in ENTRIES and (rows := compared(g, task, method)): parts.append((f'The same question?{n}', Sheet([('', 'what'), ('', 'the papers'), ('', 'here'), ('', '')], [list(r[:3]) + [r[3]] for r in rows], left=4)))
         if trouble := [f"seed {r['seed']} on {r['task']}: {r['status']}{': ' + r['error'] if r.get('error') else ''}" for r in g if r['status'] != 'ok']: parts.append((f'Not finished{n}', trouble))
         if c := circumstances(g): parts.append((f'Circumstances{n}', [c]))
+    if not mine and (m := of_kit(method)): parts.append(('The method', [m]))
     if known := differences(method, protocol): parts.append(('Known differences', known))
     return Card(f"{method} on {ENTRIES[task].name if task in ENTRIES else task}: {protocol}, {shots} images per class", [*parts, *((('To repeat it' if mine else 'To run it') + ('' if len(mine) < 2 else f', {i}'), c) for i,c in enumerate(dict.fromkeys(command(g, method, task, protocol, shots) for g in mine or [[]]), 1))])
+
+def of_kit(method:str) -> str: # '' for a method that mudpt does not have
+    "What is known of a method before anything is run"
+    try: c = find_methods([method])[0]
+    except KeyError: return ''
+    rec = ', '.join(f'{k} {v}' for k,v in c.recipe.items()) or 'nothing to train'
+    return f"{c.source}; information tier {c.tier} ({TIERS.get(c.tier, '?')}); published settings: {rec}."
 
 def absent(method, task, protocol, shots, published, runs, mine) -> list: # Sentences
     "What the card cannot show, and why"

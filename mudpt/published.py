@@ -39,8 +39,8 @@ def behind(task:str) -> list: # Keys of data sets
     "Which data sets an average is over; or the one data set"
     return {'average of 11': list(ORDER), 'average of 10': [k for k in ORDER if k != 'imagenet'], 'average of 4': SHIFTS}.get(task, [task])
 
-# %% ../nbs/46c_published.ipynb #c3475e47
-BY = dict(authors='its authors', quoted='printed by others, who do not say who measured', others='measured by others')
+# %% ../nbs/46c_published.ipynb #adbfff2c
+BY = dict(authors='its authors', quoted='printed by others', others='measured by others')
 
 def figures(method:str|None=None, # As mudpt calls it: 'MaPLe', 'ZeroShot', ...; all if omitted, like the next ones
             task:str|None=None, # A data set by any of its names, or 'average'

@@ -55,7 +55,7 @@ def markdown(t:Sheet) -> str:
 
 # %% ../nbs/46_sheet.ipynb #533ecdb7
 TEX = {'\\': r'\textbackslash{}', '&': r'\&', '%': r'\%', '$': r'\$', '#': r'\#', '_': r'\_', '{': r'\{', '}': r'\}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}',
-       '–': '--', '−': '$-$', '±': r'$\pm$', '·': r'$\cdot$', '→': r'$\to$', '<': '$<$', '>': '$>$', '|': r'$|$', '≤': r'$\leq$', '≥': r'$\geq$', '×': r'$\times$', '…': r'\ldots{}',
+       '–': '--', '−': '$-$', '±': r'$\pm$', '·': r'$\cdot$', '→': r'$\to$', '<': '$<$', '>': '$>$', '|': r'$|$', '≤': r'$\leq$', '≥': r'$\geq$', '≠': r'$\neq$', '×': r'$\times$', '…': r'\ldots{}',
        '⌈': r'$\lceil$', '⌉': r'$\rceil$', '✓': r'$\surd$', '“': '``', '”': "''", '\n': ' '}
 
 def tex(s:str) -> str: # With nothing in it that TeX would obey
@@ -82,17 +82,21 @@ def latex(t:Sheet, label:str='' # For \ref
         f"\\begin{{tabular}}{{{''.join('l' if t.ragged(i) else 'r' for i in range(len(t.head)))}}}", r'\toprule', *above, row(tex(h) for _,h in t.head), r'\midrule', *body,
         r'\bottomrule', r'\end{tabular}', *(['', r'\smallskip', r'\begin{minipage}{\linewidth}\footnotesize', *(tex(n) + r'\par' for n in t.notes), r'\end{minipage}'] if t.notes else []), r'\end{table}', ''])
 
-# %% ../nbs/46_sheet.ipynb #7366a29d
-STYLE = """.mudpt-sheet{overflow-x:auto}.mudpt-sheet table{border-collapse:collapse;font-variant-numeric:tabular-nums}.mudpt-sheet caption{text-align:left;font-weight:600;padding:0 0 6px}
-.mudpt-sheet th,.mudpt-sheet td{padding:4px 10px;text-align:right;white-space:nowrap;background:none;border:0 solid color-mix(in srgb,currentColor 25%,transparent)}.mudpt-sheet thead tr:last-child th{border-bottom-width:1.5px}
-.mudpt-sheet tbody td{border-bottom-width:1px}.mudpt-sheet .l{text-align:left}.mudpt-sheet .w{text-align:left;white-space:normal;min-width:9em}.mudpt-sheet .g{text-align:center;border-bottom-width:1px}
-.mudpt-sheet .r td{border-top-width:1.5px}.mudpt-sheet ul{margin:8px 0 0;padding-left:18px;font-size:.86em;opacity:.8;max-width:64em}"""
+# %% ../nbs/46_sheet.ipynb #b74667d1
+STYLE = """.mudpt-sheet{overflow-x:auto;margin:0 0 22px}.mudpt-sheet table{border-collapse:collapse;font-variant-numeric:tabular-nums}.mudpt-sheet caption{text-align:left;font-weight:600;padding:0 0 6px}
+.mudpt-sheet th,.mudpt-sheet td{padding:4px 8px;text-align:right;white-space:nowrap;background:none;border:0 solid color-mix(in srgb,currentColor 25%,transparent)}.mudpt-sheet thead tr:last-child th{border-bottom-width:1.5px}
+.mudpt-sheet tbody td{border-bottom-width:1px}.mudpt-sheet .l{text-align:left}.mudpt-sheet .w{text-align:left;white-space:normal;min-width:11em}.mudpt-sheet .g{text-align:center;border-bottom-width:1px}
+.mudpt-sheet .r td{border-top:2px solid color-mix(in srgb,currentColor 60%,transparent)}.mudpt-sheet .n{padding-left:22px}.mudpt-sheet small{font-size:.8em;opacity:.8;font-weight:400}
+.mudpt-sheet ul{margin:8px 0 0;padding-left:18px;font-size:.86em;opacity:.8;max-width:64em}"""
 
 def html(t:Sheet) -> str:
     "A table for a notebook or a page"
-    kind = lambda i: " class='l'" if i < t.left else " class='w'" if t.ragged(i) else ''
-    cell = lambda x: f'<b>{escape(x)}</b>' if isinstance(x, Best) else escape(str(x))
-    above = '<tr>' + ''.join(f"<th class='g' colspan='{n}'>{escape(g)}</th>" if g else f"<th colspan='{n}'></th>" for g,n in t.groups) + '</tr>' if any(g for g,_ in t.head) else ''
+    new = {i for i in range(1, len(t.head)) if t.head[i][0] != t.head[i-1][0]} # where a group begins
+    kind = lambda i: f" class='{'l' if i < t.left else 'w' if t.ragged(i) else ''}{' n' if i in new else ''}'"
+    def cell(x):
+        mean,pm,spread = escape(str(x)).partition(' ± ')
+        return (f'<b>{mean}</b>' if isinstance(x, Best) else mean) + (f' <small>± {spread}</small>' if pm else '')
+    above = '<tr>' + ''.join(f"<th class='g n' colspan='{n}'>{escape(g)}</th>" if g else f"<th colspan='{n}'></th>" for g,n in t.groups) + '</tr>' if any(g for g,_ in t.head) else ''
     head = ''.join(f'<th{kind(i)}>{escape(h)}</th>' for i,(_,h) in enumerate(t.head))
     body = ''.join('<tr' + (" class='r'" if i == t.rule else '') + '>' + ''.join(f'<td{kind(j)}>{cell(x)}</td>' for j,x in enumerate(l)) + '</tr>' for i,l in enumerate(t.lines))
     return (f"<div class='mudpt-sheet'><style>{STYLE}</style><table>{f'<caption>{escape(t.title)}</caption>' if t.title else ''}<thead>{above}<tr>{head}</tr></thead><tbody>{body}</tbody></table>"
