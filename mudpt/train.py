@@ -67,6 +67,7 @@ class Setup(Control):
         super().__init__()
         self.history = [] # Mean loss of each epoch done
         self.method,self.task,self.clip,self.workers = method,task,method.clip,workers
+        seed_all(seed); method.bind(task.names) # first of all: some methods have nothing to train until they know their classes
         self.o = options(method, epochs=epochs, lr=lr, bs=bs, warmup=warmup, opt=opt, sched=sched, momentum=momentum, weight_decay=weight_decay) | \
             dict(amp=amp, accum=accum, clip_grad=clip_grad, seed=seed, eval_every=eval_every, augment=augment)
         check_options(self.o, method, task); check_images(task)
@@ -77,8 +78,6 @@ def prepare(t) -> None: # A `Setup` with its options settled
     "Make what the options speak of: classes, optimiser, batches"
     m,task,o = t.method,t.task,t.o
     t.context,t.scaler = precision(t.clip, o['amp'])
-    seed_all(o['seed'])
-    m.bind(task.names)
     m.epochs = o['epochs']
     m.to(t.clip.device)
     t.classes = m.classes(task.names)

@@ -231,6 +231,23 @@ def test_nothing_to_train_passes_through():
     assert t.state_dict()["place"]["step"] == 0
 
 
+class PerClass(Method):
+    "Has nothing to train until it knows its classes"
+
+    def __init__(self, clip):
+        super().__init__(clip)
+        self.w, self.args = None, {}
+
+    def bind(self, names):
+        super().bind(names)
+        self.w = torch.nn.Parameter(torch.randn(len(names), 12) * 0.02)
+
+
+def test_parameters_that_come_with_the_classes_are_trained():
+    t = make(PerClass).fit()
+    assert (t.epoch, t.step) == (4, 24) and t.history[-1] < t.history[0]
+
+
 def test_unaugmented_text_only_training_uses_stored_features():
     m = Method(clip())
     m.prompts_image = False
