@@ -13,6 +13,7 @@ import torch
 
 import mudpt.methods # noqa: F401  (registers them)
 from .core import BadInput, seed_all, unknown, write_whole
+from .floor import floor_ops, rate
 from .listen import Peak
 from .naive import in_pieces, naive
 from .prompts import methods as known
@@ -139,16 +140,18 @@ def naive_peak_gb(job:dict, piece:int) -> tuple: # (GB, how it was had)
     if a is None or b is None: return None, 'not had'
     return a + (b - a) * (C - lo) / (hi - lo), f'extrapolated from {lo} and {hi} classes'
 
-# %% ../nbs/38a_bench.ipynb #610283fb
-def record(case:Case, seen:dict, piece:int, n_test:int, **rest) -> dict:
+# %% ../nbs/38a_bench.ipynb #49f64505
+def record(case:Case, seen:dict, piece:int, n_test:int, speed:float, **rest) -> dict: # speed: operations per second
     "One line of the bench"
+    low = sum(floor_ops(case.m, case.names, len(case.x)).values()) if case.m.order != 'image first' else None
     med = {k: statistics.median(v) for k, v in seen.items() if isinstance(v, list)}
     B, C = len(case.x), len(case.names)
     ours = med['text'] * B / n_test + med['batch']
     whole = piece >= C
     return dict(method=case.m.name, model=case.clip.name, classes=C, batch=B, device=str(case.clip.device), threads=torch.get_num_threads(), dtype=case.clip.precision,
         step_ratio=med['naive_step'] / med['step'], eval_ratio=med['naive_batch'] / ours, medians=med, spread={k: [min(v), max(v)] for k, v in seen.items() if isinstance(v, list)},
-        rounds=len(seen['naive_step']), n_test=n_test, naive_pieces=None if whole else piece, max_dlogits=seen['dlogits'], trainable=case.m.n_trainable, **rest)
+        rounds=len(seen['naive_step']), n_test=n_test, naive_pieces=None if whole else piece, max_dlogits=seen['dlogits'], trainable=case.m.n_trainable,
+        floor_ops=low, rate=speed, floor=low and low / speed, **rest)
 
 def bench(methods=('MaPLe', 'MuDPT', 'DCP', 'DPT', 'CoOp'), # Names
           classes=(10, 100), # How many, one case each
@@ -167,6 +170,7 @@ def bench(methods=('MaPLe', 'MuDPT', 'DCP', 'DPT', 'CoOp'), # Names
     records = []
     for model in models:
         clip = load_clip(model, device=device, precision=dtype, quickgelu=quickgelu)
+        speed = rate(clip, batch)
         for C in classes:
             for name in methods:
                 own = (args or {}).get(name, {})
@@ -176,7 +180,7 @@ def bench(methods=('MaPLe', 'MuDPT', 'DCP', 'DPT', 'CoOp'), # Names
                 job = dict(model=model, method=name, classes=C, batch=batch, device=str(clip.device), dtype=dtype, quickgelu=quickgelu, args=own, naive=False)
                 mem = dict(peak_gb=None, naive_peak_gb=None, naive_peak='not asked for')
                 if memory: mem = dict(peak_gb=peak_gb(job)) | dict(zip(('naive_peak_gb', 'naive_peak'), naive_peak_gb(job, piece)))
-                records.append(record(case, turns(case, rounds, piece), piece, n_test, **mem))
+                records.append(record(case, turns(case, rounds, piece), piece, n_test, speed, **mem))
                 tell(records[-1])
     return Bench(records)
 
@@ -193,9 +197,9 @@ class Bench:
         return dict(machine=platform.machine(), processor=processor(), cores=os.cpu_count(), gpu=gpu, python=platform.python_version(), **{p: have(p) for p in ('torch', 'open_clip_torch', 'mudpt')})
 
     def lines(self) -> list: # Header and rows, as text
-        head = 'method', 'model', 'classes', 'batch', 'step', 'naive', 'ratio', 'eval ratio', 'peak GB', 'naive GB', '|Δlogits|'
+        head = 'method', 'model', 'classes', 'batch', 'floor', 'step', 'naive', 'ratio', 'eval ratio', 'peak GB', 'naive GB', '|Δlogits|'
         gb = lambda r, k: '' if r[k] is None else f"{'~' * (k == 'naive_peak_gb' and r['naive_peak'] != 'measured')}{r[k]:.1f}"
-        row = lambda r: (r['method'], r['model'], f"{r['classes']:,}", str(r['batch']), f"{r['medians']['step']:.2f} s", f"{r['medians']['naive_step']:.2f} s", f"{r['step_ratio']:.1f}×",
+        row = lambda r: (r['method'], r['model'], f"{r['classes']:,}", str(r['batch']), f"{r['floor']:.2f} s" if r['floor'] else '', f"{r['medians']['step']:.2f} s", f"{r['medians']['naive_step']:.2f} s", f"{r['step_ratio']:.1f}×",
                          f"{r['eval_ratio']:.1f}×", gb(r, 'peak_gb'), gb(r, 'naive_peak_gb'), f"{r['max_dlogits']:.0e}")
         return [head, *map(row, self.records)]
 
