@@ -14,7 +14,8 @@ status = "2 - Pre-Alpha,3 - Alpha,4 - Beta,5 - Production/Stable".split(",")[int
 
 TAIL = "_requirements"
 extras = {k.removesuffix(TAIL): v.split() for k, v in cfg.items() if k.endswith(TAIL)}
-extras["all"] = sorted({r for name, reqs in extras.items() if name != "dev" for r in reqs})
+ALONE = {"dev", "wandb", "mlflow"}  # asked for by name: what developers need, and the clients of services
+extras["all"] = sorted({r for name, reqs in extras.items() if name not in ALONE for r in reqs})
 
 setup(
     name=cfg["lib_name"],

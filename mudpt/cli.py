@@ -19,6 +19,7 @@ from .cli_bench import bench
 from .lab import lab
 from .cli_protocols import base_to_new, cross_dataset, domain_shift, few_shot
 from .cli_runs import card, table
+from .cli_sweep import sweep
 from .terminal import (Batch, Debug, Device, Epochs, File, Json, Model, Out, Precision, Pretrained, Published, Recorded, Seeds, Set, Shots, TaskName, TaskNames, budget,
     checked, numbers, say, screen, settings, show, tell, the_class, the_clip, told, typed, words)
 
@@ -44,7 +45,7 @@ for _command in (few_shot, base_to_new, cross_dataset, domain_shift): app.comman
 app.add_typer(data_app, name='data')
 app.command()(lab)
 app.command()(bench)
-for _command in (table, card): app.command()(_command)
+for _command in (table, card, sweep): app.command()(_command)
 
 # %% ../nbs/50_cli.ipynb #dfb61f84
 @app.command()

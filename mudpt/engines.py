@@ -26,6 +26,7 @@ class Todo:
         self.cells,self.retries,self.tell,self.patience = list(cells),retries,tell,patience
         self.left,self.out,self.outcomes = {i: 0. for i in range(len(self.cells))},{},[None]*len(self.cells)
         self.losses,self.halted,self.cond = Counter(),False,threading.Condition(threading.RLock())
+        self.bury = lambda cell, why: dict(status='error', error=why) # What to do with a cell that is given up
 
     def take(self, who=None, # Who takes it; shown to `tell`
              wait:bool=True # Wait while others have cells that may come back?
@@ -57,9 +58,8 @@ def give(self:Todo, i:int, # Number of a cell
     with self.cond:
         if o['status'] == 'lost':
             self.losses[i] += 1
-            if self.losses[i] > self.retries:
-                o = o | dict(status='error', error=f"{o['error']}, {self.losses[i]} times: it may need more memory than there is")
-            else: o = o | dict(status='again')
+            if self.losses[i] <= self.retries: o = o | dict(status='again')
+            else: o = self.bury(self.cells[i], f"{o['error']}; that was attempt {self.losses[i]}, and no more are made: does it need more memory than there is?")
         if o['status'] in ('running', 'again'): self.left[i] = time.monotonic() + self.patience
         else: self.outcomes[i] = o
         self.tell(i, o, self.out)
@@ -224,16 +224,14 @@ def pool(todo:Todo, job, # A `Job`
          control=None # A `Stop`: once asked, all stop after the step at hand
         ) -> None:
     "Several cells at a time, each in a process of its own"
-    packed,team,log = pickled(job),[],Path(job.root)/'workers.log'
+    packed,team,log,todo.bury = pickled(job),[],Path(job.root)/'workers.log',job.write_down
     log.parent.mkdir(parents=True, exist_ok=True)
     def attend(env):
         w = None
         while True:
             if w is None or w.dead: w = Worker(packed, env, log); team.append(w)
             if (i := todo.take(w)) is None: return w.hang_up()
-            o = w(todo.cells[i])
-            if o['status'] == 'lost' and todo.losses[i] >= todo.retries: o = o | job.write_down(todo.cells[i], o['error'])
-            todo.give(i, o)
+            todo.give(i, w(todo.cells[i]))
     threads = [threading.Thread(target=attend, args=[env], daemon=True) for env in shares(workers, gpus)]
     try:
         for t in threads: t.start()

@@ -193,7 +193,8 @@ def board(self:Sweep) -> list: # A dict per cell: number, cell, status, where, e
     "Every cell as it stands"
     out,found,mine = [],self.find(),self.todo.out if self.todo else {}
     for i,c in enumerate(self.cells):
-        b = dict(i=i, cell=c, status='running' if i in mine else 'waiting', where={}, epoch=None, epochs=c['epochs'], row={}, error=None, folder=None)
+        b = dict(i=i, cell=c, status='running' if mine.get(i, 'ray') != 'ray' else 'waiting', # Ray has a queue of its own
+                  where={}, epoch=None, epochs=c['epochs'], row={}, error=None, folder=None)
         if i in found:
             try: d,status = found[i].record,found[i].status
             except BadFile as e: d,status = dict(error=str(e)),'error'

@@ -74,7 +74,7 @@ def screen():
 
 def say(text): "To stderr, so that stdout stays clean"; typer.echo(text, err=True)
 
-GOES_ON = 'compare', 'few-shot', 'base-to-new', 'cross-dataset', 'domain-shift'
+GOES_ON = 'compare', 'sweep', 'few-shot', 'base-to-new', 'cross-dataset', 'domain-shift'
 
 def left_over(command, kw) -> str:
     "What an interrupted command leaves behind"
