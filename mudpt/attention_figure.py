@@ -34,7 +34,7 @@ def chips(ax, p, key=None):
     few = [(k, q, v) for k, q, v in zip(p.keys, p.places, p.values) if q.kind != 'patch' and q.label != 'padding']
     paint, (lo, hi), at = needs('matplotlib', 'inside').colormaps[colours(p.signed)], p.limits, 0
     for k, q, v in few:
-        name, shade = (q.label if q.kind != 'prompt' else f'{q.k}'), paint(np.clip((v - lo)/(hi - lo), 0, 1))
+        name, shade = q.label if q.kind != 'prompt' or len(few) < 12 else f'{q.k}', paint(np.clip((v - lo)/(hi - lo), 0, 1))
         wide, ink = .7 + .16*max(len(name), 4), 'black' if np.dot(shade[:3], (.3, .6, .1)) > .5 else 'white'
         ax.barh(0, wide, 1, at, color=shade, edgecolor='#D55E00' if k == key else 'white', linewidth=2)
         ax.text(at + wide/2, .14, name, ha='center', va='center', color=ink, fontsize=7, parse_math=False)

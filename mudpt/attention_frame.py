@@ -78,7 +78,7 @@ def scales(panels): # Of one tower and direction, over the methods
     main = [p.values[p.main] for p in panels if p.main.any()]
     if not main: return
     lo, hi = limits(main, any(p.signed for p in panels))
-    if not any(p.flat for p in panels): lo, hi = 0., max(hi, 1e-12)
+    if not any(p.flat for p in panels): lo, hi = 0., hi if max(map(np.max, main)) > 0 else 1.
     for p in panels: p.limits = lo, hi
 
 # %% ../nbs/42c_attention_frame.ipynb #c93976b0
@@ -102,7 +102,7 @@ def column(state, label, t):
         h = head if head is None or head < len(s.values) - 1 else None
         for d in ('takes',) if s.flat else ('takes', 'gives'):
             try: getattr(c, tower)[d] = panel(t, s, key, h, d)
-            except KeyError: c.notes.append(f"{label} has no '{key}' in block {s.layer}"); break
+            except KeyError: c.notes.append(f"{label} has no {key.replace('all ', '')} in block {s.layer}"); break
         if s.note: c.notes.append(s.note)
     if blocks := coupled(t):
         block = min(blocks, key=lambda b: abs(b - state.layer))

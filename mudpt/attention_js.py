@@ -15,7 +15,8 @@ const shade = (ramp, t) => {
   return ramp[i].map((a, k) => Math.round(a + (ramp[i + 1][k] - a) * (x - i)));
 };
 const ink = c => .3 * c[0] + .6 * c[1] + .1 * c[2] > 125 ? '#000' : '#fff';
-const num = (v, part) => part ? `${(100 * v).toPrecision(2).replace(/e\\+2/, '00')} %` : Math.abs(v) >= .1 ? v.toFixed(2) : v.toPrecision(2);
+const short = v => v === 0 ? '0' : Math.abs(v) >= 10 ? v.toFixed(0) : Math.abs(v) >= .01 ? v.toPrecision(2) : Math.abs(v) >= 1e-4 ? v.toFixed(4) : v.toExponential(0);
+const num = (v, part) => part ? (v && Math.abs(v) < 5e-5 ? '~0 %' : `${short(100 * v)} %`) : short(v);
 const make = (tag, set = {}, ...inside) => {
   const e = document.createElement(tag);
   for (const [k, v] of Object.entries(set)) k.startsWith('on') ? e.addEventListener(k.slice(2), v) : v !== null && e.setAttribute(k, v);
@@ -57,8 +58,8 @@ const scale = (panels, tower) => { // one scale for what is compared, told by th
   for (const p of panels) p.places.forEach(([, kind], i) => {
     if (tower === 'image' ? kind === 'patch' : kind === 'word' || kind === 'prompt') { lo = Math.min(lo, p.v[i]); hi = Math.max(hi, p.v[i]); }
   });
-  if (panels.some(p => p.signed)) return [-Math.max(-lo, hi, 1e-12), Math.max(-lo, hi, 1e-12)];
-  return [panels.some(p => p.flat) ? lo : 0, Math.max(hi, 1e-12)];
+  if (panels.some(p => p.signed)) { const most = Math.max(-lo, hi); return most > 0 ? [-most, most] : [-1, 1]; }
+  return [panels.some(p => p.flat) ? lo : 0, hi > 0 || panels.some(p => p.flat) ? hi : 1];
 };
 '''
 
@@ -71,7 +72,7 @@ const tower = (model, spec, ask) => {
   const line = make('p', { class: 'mudpt-line', 'aria-live': 'polite' }), board = make('div', { class: 'mudpt-board', 'aria-hidden': 'true' });
   const slider = (n, label, min, max) => make('label', { class: 'mudpt-slider' }, label,
     make('input', { type: 'range', min, max, step: 1, 'aria-label': `${label}, ${spec.title}`, oninput: e => { put(n, +e.target.value < 0 ? null : +e.target.value); } }), make('output'));
-  const sliders = { layer: slider('layer', 'Block', 0, spec.layers - 1), head: slider('head', 'Head', -1, spec.heads - 1) };
+  const none = spec.heads === 0, sliders = { layer: slider('layer', 'Block', 0, spec.layers - 1), head: slider('head', 'Head', -1, spec.heads - 1) };
   const hold = key => { put('token', at('token') === key ? null : key); draw(); };
   const point = key => { if (over !== key) { over = key; draw(); } };
   const keyed = e => e.target.closest('[data-key]')?.dataset.key ?? null;
@@ -136,7 +137,8 @@ DRAW = '''
   const draw = () => {
     const asked = ask(spec.key, at('layer')), held = at('token'), who = held ?? over, t0 = performance.now();
     for (const n of ['layer', 'head']) { const [, input, out] = sliders[n].childNodes; input.value = at(n) ?? -1; out.textContent = at(n) ?? 'mean'; input.setAttribute('aria-valuetext', out.textContent); }
-    for (const b of board.querySelectorAll('i')) b.classList.toggle('mudpt-held', b.dataset.at === `${at('layer')}/${at('head')}`);
+    sliders.head.hidden = none;
+    for (const b of board.querySelectorAll('i')) b.classList.toggle('mudpt-held', b.dataset.at === `${at('layer')}/${none ? null : at('head')}`);
     if (!asked) { box.classList.add('mudpt-waits'); return; }
     box.classList.remove('mudpt-waits');
     drawn = ['takes', 'gives'].flatMap(d => {
@@ -149,7 +151,7 @@ DRAW = '''
       p.box.hidden = !o && (p.d === 'gives' || spec.columns[p.c].less) && !!(asked.find(a => a.flat) || !spec.columns[p.c].less && !c?.data);
       p.box.classList.toggle('mudpt-none', !o);
       p.what.textContent = asked.find(a => a.flat) ? '' : p.d === 'takes' ? `${spec.who(who)} takes from` : `taken from ${spec.who(who)} by`;
-      p.foot.textContent = o ? spec.foot(p, o, who) : c?.note || (who && `has no ${who} in block ${c?.layer ?? at('layer')}`) || '';
+      p.foot.textContent = o ? spec.foot(p, o, who) : spec.columns[p.c].less ? '' : c?.note || (who && `has no ${who.replace('all ', '')} in block ${c?.layer ?? at('layer')}`) || '';
       if (o) paint(p, o, o.lim, part);
       if (p.mark) { p.mark(p.held, who); p.mark(p.spot, over !== who ? over : null); }
     });
@@ -218,7 +220,8 @@ const words = (model, s) => ({ // sentences
   who: key => key ?? s.asks,
   foot: (p, o, who) => {
     const held = {}; if (o.sums) o.places.forEach(([, kind], i) => { held[kind] = (held[kind] ?? 0) + o.v[i]; });
-    const out = Object.entries(held).map(([kind, v]) => `${num(v, true)} ${{ patch: 'patches', prompt: 'prompts', word: 'words', special: s.key === 'text' ? 'start and end' : 'registers' }[kind] ?? kind}`).join(', ');
+    const alone = p.d === 'gives' && !o.less && !o.places.some(([key], i) => key !== who && o.v[i] > 0 && key !== s.asks);
+    const out = alone ? 'no other position takes from it' : Object.entries(held).map(([kind, v]) => `${num(v, true)} ${{ patch: 'patches', prompt: 'prompts', word: 'words', special: s.key === 'text' ? 'start and end' : 'registers' }[kind] ?? kind}`).join(', ');
     const mark = who === model.get(s.token) ? model.get('said')[s.title]?.marks?.[`${p.c}/${p.d}`] : '';
     return [out, mark].filter(Boolean).join(' · ');
   },
@@ -239,12 +242,12 @@ CSS = '''
 .mudpt.mudpt-explorer { border: 1px solid var(--rule); border-radius: 8px; background: var(--paper); padding: 0; overflow: hidden; container-type: inline-size; }
 .mudpt-attention { color: var(--ink); } .mudpt-tower { padding: 2px 0 10px; } .mudpt-tower + .mudpt-tower { border-top: 1px solid var(--rule); }
 .mudpt-knobs { display: flex; flex-wrap: wrap; gap: 4px 24px; justify-content: space-between; align-items: flex-end; } .mudpt-knobs > div:first-child { flex: 1 1 320px; }
-.mudpt-slider { display: inline-flex; align-items: center; gap: 8px; margin-right: 22px; font-size: 12px; color: var(--soft); }
+.mudpt-slider:not([hidden]) { display: inline-flex; align-items: center; gap: 8px; margin-right: 22px; font-size: 12px; color: var(--soft); }
 .mudpt-slider input { width: 130px; accent-color: var(--go); } .mudpt-slider output { min-width: 34px; color: var(--ink); font-variant-numeric: tabular-nums; font-weight: 600; }
 .mudpt-slider input:focus-visible, .mudpt-pic:focus-visible, .mudpt-chips button:focus-visible { outline: 3px solid var(--go); outline-offset: 2px; }
 .mudpt-line { margin: 4px 0 6px; min-height: 2.9em; font-size: 12.5px; color: var(--ink); max-width: 62ch; }
 .mudpt-board { display: grid; gap: 1px; justify-content: end; } .mudpt-board[hidden] { display: none; }
-.mudpt-board i { width: 15px; height: 13px; border-radius: 2px; background: color-mix(in srgb, var(--ink) 10%, transparent); cursor: pointer; } .mudpt-board i:nth-of-type(1n):hover { outline: 2px solid var(--go); }
+.mudpt-board i { width: 17px; height: 14px; border-radius: 2px; background: color-mix(in srgb, var(--ink) 10%, transparent); cursor: pointer; } .mudpt-board i:nth-of-type(1n):hover { outline: 2px solid var(--go); }
 .mudpt-board i.mudpt-held { outline: 2px solid var(--bad); outline-offset: 1px; z-index: 1; } .mudpt-board b { font: 10px/13px system-ui, sans-serif; color: var(--soft); padding-right: 4px; text-align: right; }
 .mudpt-board-said { font-size: 11px; color: var(--soft); text-align: right; max-width: 300px; margin-left: auto; }
 .mudpt-panels { display: grid; grid-template-columns: repeat(var(--n), minmax(150px, 300px)); gap: 10px 16px; } .mudpt-panels:has(.mudpt-panel:nth-child(2):last-child) { grid-template-columns: repeat(2, minmax(150px, 330px)); }
@@ -255,11 +258,11 @@ CSS = '''
 .mudpt-spot { position: absolute; display: none; pointer-events: none; box-shadow: 0 0 0 1.5px #fff, 0 0 0 3px #000; } .mudpt-spot.mudpt-held { box-shadow: 0 0 0 2px #fff, 0 0 0 4px #D55E00; }
 .mudpt-none .mudpt-pic canvas, .mudpt-none .mudpt-chips, .mudpt-none .mudpt-scale { visibility: hidden; } .mudpt-waits .mudpt-panels { opacity: .5; }
 .mudpt-scale { display: flex; align-items: center; gap: 6px; font-size: 10.5px; color: var(--soft); margin: 3px 0; font-variant-numeric: tabular-nums; } .mudpt-scale i { flex: 1; height: 6px; border-radius: 3px; }
-.mudpt-chips { display: flex; flex-wrap: wrap; gap: 3px; margin: 2px 0; } .mudpt-chips button { border: 1px solid var(--rule); border-radius: 4px; padding: 1px 5px; font: 12px/1.25 inherit; color: var(--ink); background: var(--tint); cursor: pointer; min-width: 24px; }
+.mudpt-chips { display: flex; flex-wrap: wrap; gap: 3px; margin: 2px 0; } .mudpt-chips button { border: 1px solid var(--rule); border-radius: 4px; padding: 1px 5px; font-family: inherit; line-height: 1.25; color: var(--ink); background: var(--tint); cursor: pointer; min-width: 24px; }
 .mudpt-chips button span { display: block; font-size: 12px; } .mudpt-chips button small { display: block; font-size: 9.5px; opacity: .95; font-variant-numeric: tabular-nums; } .mudpt-chips button.mudpt-held { outline: 2.5px solid var(--bad); outline-offset: 1px; }
 .mudpt-chips .mudpt-chip-prompt { border-style: dashed; border-color: var(--soft); } .mudpt-chips .mudpt-chip-special { font-style: italic; } .mudpt-chips .mudpt-chip-all { align-self: stretch; }
 .mudpt-foot { font-size: 11.5px; color: var(--soft); min-height: 1.4em; }
 .mudpt-see { display: flex; gap: 10px; align-items: flex-start; margin: 4px 0; font-size: 12px; color: var(--ink); } .mudpt-see img { width: 112px; border-radius: 4px; image-rendering: pixelated; }
-.mudpt .mudpt-side textarea { min-height: 84px; } .mudpt-cross { border-collapse: collapse; font-size: 11px; color: var(--ink); } .mudpt-cross td { width: 22px; height: 18px; text-align: center; } .mudpt-cross th { font-weight: 400; padding: 0 6px 0 0; text-align: right; background: none; color: var(--soft); }
+.mudpt-explorer .mudpt-side { min-width: 0; max-width: 296px; } .mudpt-explorer .mudpt-side .widget-label, .mudpt-explorer .mudpt-side .widget-inline-hbox > label { min-width: 62px; width: 62px; } .mudpt .mudpt-side textarea { min-height: 84px; min-width: 0; } .mudpt-cross { border-collapse: collapse; font-size: 11px; color: var(--ink); } .mudpt-cross td { width: 22px; height: 18px; text-align: center; } .mudpt-cross th { font-weight: 400; padding: 0 6px 0 0; text-align: right; background: none; color: var(--soft); }
 @container (max-width: 620px) { .mudpt-panels, .mudpt-panels:has(.mudpt-panel:nth-child(2):last-child) { grid-template-columns: minmax(150px, 320px); } }
 '''

@@ -152,7 +152,8 @@ class AttentionState(Looking):
         n, v, tower = p.trait.name, p.value, 'text' if p.trait.name.startswith('text') else 'image'
         if not self.ready or v is None: return v
         if n == 'kind' and v not in self.kinds(): raise unknown('kind of map here', v, self.kinds())
-        if n != 'kind' and not 0 <= v < max(1, most := self.size(tower)['head' in n]): raise BadInput(f"{n.replace('_', ' ')} {v} does not exist: the {tower} tower has {most}, give 0 to {most - 1}")
+        most = self.size(tower)['head' in n]
+        if n != 'kind' and not 0 <= v < max(1, most): raise BadInput(f"{n.replace('_', ' ')} {v} does not exist: the {tower} tower has {most}, give 0 to {most - 1}")
         return v
 
     @_t.observe('looks')

@@ -13,7 +13,6 @@ import numpy as np
 
 from . import looks
 from .attention_figure import png
-from .attention_frame import frame
 from .attention_js import CSS, ESM
 from .attention_state import AttentionState
 from .core import MudptError, needs
@@ -140,10 +139,10 @@ class Towers(_a.AnyWidget):
 class Controls:
     "Method, picture, names, kind of map"
     def __init__(self, state):
-        self.state, self.quiet, wide, same = state, False, dict(width='100%'), dict(style=dict(description_width='104px'), layout=dict(width='100%'))
+        self.state, self.quiet, wide, same = state, False, dict(width='100%'), dict(style=dict(description_width='62px'), layout=dict(width='100%'))
         drop = lambda label, tip: _w.Dropdown(description=label, tooltip=tip, **same)
         self.first, self.second, self.name, self.kind = drop('Method', 'Who looks'), drop('Beside', 'Who else looks at the same'), drop('Class', 'The class that maps and sentences are about'), drop('Map', 'What the colours mean')
-        self.contrast = _w.Checkbox(description='rather than the others', tooltip='What speaks for this class and against the rest', indent=True, **same)
+        self.contrast = _w.Checkbox(description='rather than the others', tooltip='What speaks for this class and against the rest', indent=False, layout=dict(width='100%'))
         self.item = _w.BoundedIntText(min=0, max=len(state.items) - 1, description='Number', tooltip='Which picture of the task', **same)
         self.path = _w.Text(description='Path', placeholder='of a picture of your own, then Enter', continuous_update=False, **same)
         self.file = _w.FileUpload(accept='image/*', multiple=False, description='Upload a picture', layout=wide)

@@ -18,9 +18,9 @@ from .core import BadInput, unknown
 from .looking import Look
 from .relevance import reader, sources, through
 
-# %% ../nbs/42b_sheets.ipynb #e3165c0f
-KINDS = dict(raw='attention in one block', rollout='rollout: attention through all blocks so far', evidence='relevance in one block: attention × gradient',
-             relevance='relevance through all blocks so far', similarity='similarity of each patch with the class', cavpt='class-aware attention of the prompts (DPT)')
+# %% ../nbs/42b_sheets.ipynb #63cd2f3c
+KINDS = dict(raw='attention, one block', rollout='rollout, up to this block', evidence='relevance, one block', relevance='relevance, up to here',
+             similarity='similarity with class', cavpt='class-aware prompts')
 FOR_A_CLASS, GRAD, FLAT = ('evidence', 'relevance', 'similarity', 'cavpt'), ('evidence', 'relevance'), ('similarity', 'cavpt') # flat: a value for each position, no matrix
 
 def kinds(t:Look, name=None)->list: # Names from `KINDS`
@@ -130,7 +130,8 @@ Sheet.takes, Sheet.gives = takes, gives
 # %% ../nbs/42b_sheets.ipynb #04bac08f
 def packed(s:Sheet)->tuple: # ({what the bytes mean}, bytes)
     "A sheet as a browser takes it; values = scale * (byte/255)^2, and float32 for flat sheets"
-    short = [f'{p.k}' if p.kind == 'prompt' else p.label for p in s.places]
+    many = sum(p.kind == 'prompt' for p in s.places) > 6
+    short = [f'{p.k}' if p.kind == 'prompt' and many else p.label for p in s.places]
     about = dict(places=[[k, p.kind, h, p.row, p.col] for k, h, p in zip(s.keys, short, s.places)], reader=[[int(i), float(s.reader[i])] for i in s.at(None)],
                  flat=s.flat, signed=bool(s.signed), sums=s.sums, layer=s.layer, note=s.note)
     if s.flat: return about, s.values.astype('<f4').tobytes()
