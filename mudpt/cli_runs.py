@@ -53,9 +53,10 @@ def table(path: Annotated[Path, Argument(help='A folder of runs, or of a compari
           against: Annotated[str, Option(help='A method: paired tests of all others against it')] = '',
           digits: Annotated[int, Option(help='After the point')] = 1, format: Format = '', debug: Debug = False):
     "Mean ± sd over seeds from a folder of runs; failed runs are told, not left out"
+    from mudpt.cells import as_rows
     from mudpt.core import unknown
     from mudpt.pairing import paired
-    from mudpt.tabulating import as_rows, tabulate
+    from mudpt.tabulating import tabulate
     runs,only,shown = as_rows(path),choice(where),words(value)
     names = list(dict.fromkeys(r['method'] for r in runs if r.get('method')))
     if against and against not in names: raise unknown('method', against, names)

@@ -14,6 +14,7 @@ import scipy.stats as stats
 from typer.testing import CliRunner
 
 from mudpt.cards import card, command, groups, interval, judged
+from mudpt.cells import as_rows
 from mudpt.cli import app
 from mudpt.core import BadInput, Unknown
 from mudpt.pairing import Differences, flips, paired, quantile, sign_test, student, wilcoxon
@@ -22,7 +23,7 @@ from mudpt.runs import Runs
 from mudpt.sets import ORDER
 from mudpt.sheet import Best, Sheet, tex
 from mudpt.table import harmonic_of
-from mudpt.tabulating import as_rows, tabulate
+from mudpt.tabulating import tabulate
 
 
 def record(method, task, seed, base=60.0, new=50.0, status="done", error=None, cell=None, row=None):
