@@ -130,8 +130,8 @@ def line(r:Run) -> dict:
         weights=c.get('digest'), precision=c.get('precision'), device=c.get('device'), torch=env.get('torch'), mudpt=env.get('mudpt'), gpu=env.get('gpu'),
         commit=git.get('commit'), started=d.get('started'), finished=d.get('finished'), template=(d.get('data') or {}).get('template'))
 
-# %% ../nbs/45_runs.ipynb #447e46bf
-COLOURS = dict(done='#2a7a3b', running='#1f6fb2', stopped='#8a6100', error='#b3261e', unreadable='#b3261e')
+# %% ../nbs/45_runs.ipynb #deef25f3
+COLOURS = dict(done='#2e8b57', running='#3b82c4', stopped='#a8720a', error='#d64545', unreadable='#d64545') # legible on white and on black
 
 def age(when:str|None) -> str: # 3 min
     "How long ago that was"
@@ -157,8 +157,9 @@ def _row(r:dict) -> str: # HTML
     bar = f'<span style="display:inline-block;width:60px;height:7px;border:1px solid #8888;border-radius:4px"><span style="display:block;width:{60 * part:.0f}px;height:7px;background:{COLOURS[r["status"]]}"></span></span> {said("epoch")}/{said("of")}' if r.get('of') else ''
     status = f'<span style="color:{COLOURS[r["status"]]};font-weight:600" title="{said("error")}">{r["status"]}</span>'
     name = said('method') or f'<code>{escape(Path(r["folder"]).name)}</code>'
-    cells = [name, said('task'), said('shots'), said('seed'), status, score_of(r), bar, age(r.get('finished') or r.get('started'))]
-    return '<tr>' + ''.join(f'<td style="text-align:left;padding:2px 10px 2px 0">{c}</td>' for c in cells) + '</tr>'
+    why = f'<i>{escape(str(r.get("error")).replace(r["folder"] + "/", "")[:60])}</i>' if r['status'] in ('error', 'unreadable') else score_of(r)
+    cells = [name, said('task'), said('protocol'), said('shots'), said('seed'), status, why, bar, age(r.get('finished') or r.get('started'))]
+    return '<tr>' + ''.join(f'<td style="text-align:left;padding:2px 10px 2px 0;white-space:nowrap">{c}</td>' for c in cells) + '</tr>'
 
 def _html(self:Runs, most:int=60 # Rows
          ) -> str: # HTML
@@ -166,9 +167,9 @@ def _html(self:Runs, most:int=60 # Rows
     rows = [line(r) for r in self]
     if not rows: return f'<p>no runs yet in <code>{escape(str(self.root))}</code></p>'
     rows = sorted(rows, key=lambda r: (str(r.get('task')), str(r.get('method')), r.get('shots') or 0, r.get('seed') or 0))
-    head = ''.join(f'<th style="text-align:left;padding:2px 10px 2px 0">{h}</th>' for h in ('method', 'task', 'shots', 'seed', 'status', 'score', 'epochs', 'age'))
+    head = ''.join(f'<th style="text-align:left;padding:2px 10px 2px 0;white-space:nowrap">{h}</th>' for h in ('method', 'task', 'protocol', 'shots', 'seed', 'status', 'score', 'epochs', 'age'))
     counts = ', '.join(f'{n} {s}' for s in COLOURS if (n := sum(r['status'] == s for r in rows)))
     more = f'<p>and {len(rows) - most} more</p>' if len(rows) > most else ''
-    return f'<div><b>{escape(str(self.root))}</b> {counts}<table style="border-collapse:collapse"><tr>{head}</tr>{"".join(map(_row, rows[:most]))}</table>{more}</div>'
+    return f'<div><b>{escape(str(self.root))}</b> {counts}<table style="border-collapse:collapse;color:inherit;font-size:inherit"><tr>{head}</tr>{"".join(map(_row, rows[:most]))}</table>{more}</div>'
 
 Runs._repr_html_ = _html
