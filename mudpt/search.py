@@ -6,12 +6,12 @@
 __all__ = ['suggest', 'sorted_out', 'check_space', 'Pruner', 'attempt', 'Search', 'run', 'take_up', 'gone', 'finished', 'best',
            'frame', 'text', 'html', 'search']
 
-# %% ../nbs/47c_search.ipynb #c6c8e2d3
+# %% ../nbs/47c_search.ipynb #60e586e7
 import os, warnings
 from html import escape
 from pathlib import Path
 
-from .comparing import PROTOCOLS, find_methods, find_task, made_for, settle
+from .comparing import find_methods, find_task, made_for, settle
 from .core import BadInput, MudptError, needs, seed_all, unknown
 from .prompts import signature
 from .runfolder import here
@@ -94,7 +94,7 @@ class Search:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore') # Optuna calls its journal experimental
             store = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(Path(root)/f'search-{self.name}.log')))
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.study = optuna.create_study(storage=store, study_name=self.name, load_if_exists=True, direction='maximize',
                                          pruner=pruner or optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1))
         self.study.sampler = optuna.samplers.TPESampler(seed=seed + len(self.study.trials))
@@ -120,11 +120,12 @@ def run(self:Search, n_trials:int, # How many there shall be in all
     return self
 
 def take_up(self:Search) -> None:
-    "Trials whose process is gone are proposed again"
-    for t in self.study.get_trials(deepcopy=False):
-        if t.state.name == 'RUNNING' and gone(t.user_attrs.get('where')):
-            self.study.tell(t.number, state=type(t.state).FAIL)
-            if t.params: self.study.enqueue_trial(t.params)
+    "Trials that were cut off are proposed again, once"
+    trials = self.study.get_trials(deepcopy=False)
+    for t in trials:
+        if t.state.name == 'RUNNING' and gone(t.user_attrs.get('where')): self.study.tell(t.number, state=type(t.state).FAIL)
+        elif t.state.name != 'FAIL' or 'error' in t.user_attrs: continue
+        if t.params and not any(u.number > t.number and t.params in (u.params, u.system_attrs.get('fixed_params')) for u in trials): self.study.enqueue_trial(t.params)
 
 def gone(where:dict|None) -> bool: # host, pid
     "Did a process of this machine end? This one has, for it is asking; of other machines nobody knows"

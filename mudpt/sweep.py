@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .core import BadFile, BadInput, MudptError, unknown, write_whole
 from .engines import Job, Stop, Todo, here, pool
-from .listen import clock_time, in_notebook, show_again
+from .listen import clock_time, in_notebook
 from .runs import Run, Runs, cell, line
 
 # %% ../nbs/47_sweep.ipynb #9b8ff55f

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from html import escape
 
 from .core import needs
-from .listen import clock_time
 from .runs import score_of
 
 # %% ../nbs/47e_sweep_view.ipynb #fade6b94

@@ -106,22 +106,20 @@ import sys
 from mudpt import emoji
 from mudpt.sweep import grid, sweep
 few = emoji.task("animals", n_train=4, n_val=2, n_test=2, classes=6)
-cells = grid(["CoOp", "VPT"], few, shots=1, seeds=[1, 2], epochs=4, bs=4)
-s = sweep(cells, sys.argv[1], tasks=[few], tell=lambda i, o: print(i, o["status"], flush=True))
-assert s.counts == {"done": 4}, s.counts
+print("ready", flush=True)
+s = sweep(grid("CoOp", few, shots=1, seeds=range(1, 7), epochs=9, bs=4), sys.argv[1], tasks=[few])
+assert s.counts == {"done": 6}, s.counts
 """
 
 
-def test_two_sweeps_on_one_folder_do_no_cell_twice(tmp_path):
-    two = [
-        subprocess.Popen([sys.executable, "-c", TWO, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    said = [p.communicate(timeout=300)[0] for p in two]
-    assert [p.returncode for p in two] == [0, 0], said
-    assert len(Runs(tmp_path)) == 4 and set(ends(tmp_path).values()) == {1}
-    pids = {r.record["where"]["pid"] for r in Runs(tmp_path)}
-    assert pids <= {p.pid for p in two}
+def test_two_sweeps_on_one_folder_do_no_cell_twice(tmp_path, few):
+    other = subprocess.Popen([sys.executable, "-c", TWO, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "ready\n"
+    until(lambda: len(Runs(tmp_path)))  # the other one has begun
+    s = sweep(grid("CoOp", few, shots=1, seeds=range(1, 7), epochs=9, bs=4), tmp_path, tasks=[few])
+    assert other.wait(300) == 0 and s.counts == {"done": 6}
+    assert len(Runs(tmp_path)) == 6 and set(ends(tmp_path).values()) == {1}
+    assert {r.record["where"]["pid"] for r in Runs(tmp_path)} == {os.getpid(), other.pid}
 
 
 # ---- Ctrl-C
@@ -262,28 +260,30 @@ def test_a_hopeless_trial_is_given_up_early(tmp_path, few):
 class Told:
     "Stands in for the clients of W&B and MLflow: notes what it is told"
 
-    def __init__(self):
-        self.calls = []
+    def __init__(self, calls, name=""):
+        self.calls, self.name = calls, name
 
     def __getattr__(self, name):
-        def call(*a, **kw):
-            self.calls.append((name, a, kw))
-            return self
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Told(self.calls, name)
 
-        return call
+    def __call__(self, *a, **kw):
+        self.calls.append((self.name, a, kw))
+        return Told(self.calls)
 
 
 @pytest.mark.parametrize("name, log, close", [("wandb", "log", "finish"), ("mlflow", "log_metric", "set_terminated")])
 def test_trackers_of_services_pass_on_what_the_run_says(tmp_path, few, monkeypatch, name, log, close):
     from mudpt import trackers
 
-    told = Told()
-    monkeypatch.setitem(sys.modules, name, told)
+    calls = []
+    monkeypatch.setitem(sys.modules, name, Told(calls))
     s = sweep(tiny(few, seeds=[1], epochs=2, eval_every=1), tmp_path, tasks=[few], trackers=[trackers.known[name]])
     assert s.counts == {"done": 1}
-    names = [c[0] for c in told.calls]
+    names = [c[0] for c in calls]
     assert names.count(close) == 1 and names[-1] == close
-    said = [c for c in told.calls if c[0] == log]
+    said = [c for c in calls if c[0] == log]
     flat = json.dumps([c[1:] for c in said], default=str)
     assert "train/loss" in flat and "val/accuracy" in flat
 
