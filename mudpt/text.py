@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .blocks import attend, attend_shared, causal, open_block, qkv
 from .blocks import step as block_step
-from .core import BadInput, NoSlots
+from .core import BadInput, NoSlots, free_memory
 
 # %% ../nbs/01a_text.ipynb #901fd7f8
 @dataclass
@@ -325,18 +325,21 @@ def names_at_once(self, cl, G, budget=None # Bytes the names may keep for the ba
                  )->int:
     "Chunk size: all names if they fit the budget"
     if self.chunk: return self.chunk
-    if budget is None: budget = torch.cuda.mem_get_info(self.device)[0]//3 if self.device.type == 'cuda' else 2**30
-    per_name = G * (cl.N / len(cl)) * self.layers * self.width * 24 * 4  # about 24 fp32 activations of the width per token and block
+    if budget is None: budget = free_memory(self.device)//(3 if self.device.type == 'cuda' else 8)
+    if self.device.type == 'cpu': budget = min(budget, 5 * 2**28)  # beside a model and a batch this stays below 4 GB
+    per_name = G * (cl.N / len(cl)) * self.layers * self.width * 16 * 4  # 14.5 fp32 numbers of the width per token and block were measured
     return max(1, min(len(cl), int(budget//per_name)))
 
 def finish(self, s): # Features [G, C, E]
-    "The names' turn: in chunks, recomputed in the backward pass when there are several"
+    "The names' turn: all at once, or in chunks of which some are recomputed in the backward pass"
     C, n = len(s.cl), self.names_at_once(s.cl, 1 if s.paired else max(len(t) for t in s.kv))
-    again = n < C and torch.is_grad_enabled() and any(t.requires_grad for t in s.kv)
+    if n < C and not self.chunk: n, keep = max(1, n//3), n//3*2
+    else: keep = C if n >= C else 0
+    grad = torch.is_grad_enabled() and any(t.requires_grad for t in s.kv)
     parts = []
     for lo in range(0, C, n):
         a = (s.cl, lo, min(lo+n, C), s.paired, s.ctx, *s.kv)
-        parts.append(checkpoint(self.names_pass, *a, use_reentrant=False, preserve_rng_state=False) if again else self.names_pass(*a))
+        parts.append(checkpoint(self.names_pass, *a, use_reentrant=False, preserve_rng_state=False) if grad and lo >= keep else self.names_pass(*a))
     return torch.cat(parts, 0).transpose(0, 1) if s.paired else torch.cat(parts, 1)
 
 SharedText.names_at_once, SharedText.finish = names_at_once, finish
