@@ -157,8 +157,8 @@ def _row(r:dict) -> str: # HTML
     bar = f'<span style="display:inline-block;width:60px;height:7px;border:1px solid #8888;border-radius:4px"><span style="display:block;width:{60 * part:.0f}px;height:7px;background:{COLOURS[r["status"]]}"></span></span> {said("epoch")}/{said("of")}' if r.get('of') else ''
     status = f'<span style="color:{COLOURS[r["status"]]};font-weight:600" title="{said("error")}">{r["status"]}</span>'
     name = said('method') or f'<code>{escape(Path(r["folder"]).name)}</code>'
-    why = f'<i>{escape(str(r.get("error")).replace(r["folder"] + "/", "")[:60])}</i>' if r['status'] in ('error', 'unreadable') else score_of(r)
-    cells = [name, said('task'), said('protocol'), said('shots'), said('seed'), status, why, bar, age(r.get('finished') or r.get('started'))]
+    why = f'<i>{escape(str(r.get("error")).replace(r["folder"] + "/", "")[:60])}</i>' if r['status'] in ('error', 'unreadable') else ''
+    cells = [name, said('task'), said('protocol'), said('shots'), said('seed'), status, score_of(r), bar, age(r.get('finished') or r.get('started')), why]
     return '<tr>' + ''.join(f'<td style="text-align:left;padding:2px 10px 2px 0;white-space:nowrap">{c}</td>' for c in cells) + '</tr>'
 
 def _html(self:Runs, most:int=60 # Rows
@@ -167,7 +167,7 @@ def _html(self:Runs, most:int=60 # Rows
     rows = [line(r) for r in self]
     if not rows: return f'<p>no runs yet in <code>{escape(str(self.root))}</code></p>'
     rows = sorted(rows, key=lambda r: (str(r.get('task')), str(r.get('method')), r.get('shots') or 0, r.get('seed') or 0))
-    head = ''.join(f'<th style="text-align:left;padding:2px 10px 2px 0;white-space:nowrap">{h}</th>' for h in ('method', 'task', 'protocol', 'shots', 'seed', 'status', 'score', 'epochs', 'age'))
+    head = ''.join(f'<th style="text-align:left;padding:2px 10px 2px 0;white-space:nowrap">{h}</th>' for h in ('method', 'task', 'protocol', 'shots', 'seed', 'status', 'score', 'epochs', 'age', ''))
     counts = ', '.join(f'{n} {s}' for s in COLOURS if (n := sum(r['status'] == s for r in rows)))
     more = f'<p>and {len(rows) - most} more</p>' if len(rows) > most else ''
     return f'<div><b>{escape(str(self.root))}</b> {counts}<table style="border-collapse:collapse;color:inherit;font-size:inherit"><tr>{head}</tr>{"".join(map(_row, rows[:most]))}</table>{more}</div>'
