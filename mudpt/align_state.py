@@ -37,7 +37,7 @@ def named(things) -> dict: # {name: thing}
             out[n if k == 1 else f'{n} #{k}'] = s
     if not out: raise BadInput("nothing to compare: give {name: method}, {name: Track}, or {name: features}")
     for s in out.values():
-        if not is_method(s) and not hasattr(s, 'rows'): by_epoch(s)
+        if not is_method(s): by_epoch(s)
     return out
 
 def is_method(s) -> bool: return isinstance(s, Prompts)

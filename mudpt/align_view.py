@@ -10,7 +10,7 @@ import threading
 from html import escape
 
 from . import looks
-from .align_draw import draw, drawing, empty, figure
+from .align_draw import draw, drawing, empty, figure, settle
 from .align_state import COLOURINGS, SHAPES, AlignState
 from .core import needs
 from .gallery import Guide
@@ -28,6 +28,7 @@ MORE = '''
 .mudpt .mudpt-tools .widget-label, .mudpt .mudpt-tools label { color: var(--soft); font-size: 12px; min-width: 0; width: auto !important; margin-right: 6px; }
 .mudpt .mudpt-tools .widget-inline-hbox { margin: 1px 0; width: auto; } .mudpt .mudpt-tools select { min-width: 0; }
 .mudpt .mudpt-tools .widget-toggle-buttons .jupyter-button { width: auto; padding: 0 9px; } .mudpt .mudpt-tools .widget-checkbox { width: auto; }
+.mudpt .mudpt-pick { align-items: center; flex-wrap: wrap; overflow: visible; gap: 2px 6px; }
 .mudpt .mudpt-epoch { padding: 0 14px; overflow: visible; } .mudpt .mudpt-epoch .widget-label { color: var(--soft); min-width: 0; width: auto; } .mudpt .mudpt-epoch .widget-readout { color: var(--ink); min-width: 40px; }
 .mudpt .mudpt-epoch .noUi-handle:focus-visible { outline: 2px solid var(--go); outline-offset: 2px; }
 .mudpt .mudpt-wide { padding: 2px 14px 12px; overflow: visible; } .mudpt .mudpt-off { display: none !important; }
@@ -79,10 +80,11 @@ class AlignmentExplorer:
         head = row('head', _w.HTML('<h3>Alignment explorer</h3>'), self.stop, self.status)
         wide = self._class(_w.VBox([self.legend, self.notes, row('pick', self.picked, self.clear, self.before, self.after, self.caught), self.guide, self._class(self.table, 'table')]), 'wide')
         self.top = self._class(_w.VBox([self.trouble, self.bar]), 'wide')
-        self.box = _w.VBox([_w.HTML(f'<style>{looks.CSS}{MORE}</style>', layout=dict(display='none')), Manners(), head, row('tools', self.by, self.colour, self.turned, self.drag), row('tools', self.methods), self.top, self.fig, self._class(_w.HBox([self.epoch]), 'epoch'), wide])
+        self.box = _w.VBox([_w.HTML(f'<style>{looks.CSS}{MORE}</style>', layout=dict(display='none')), Manners(), head, row('tools', self.by, self.colour, self.turned), row('tools', _w.Label('Show'), self.methods, _w.Label('Drag to'), self.drag), self.top, self.fig, self._class(_w.HBox([self.epoch]), 'epoch'), wide])
         for c in ('mudpt', 'mudpt-trainer', 'mudpt-align'): self.box.add_class(c)
         for w in (head, wide): w.layout.overflow = 'visible'
         self.state.observe(self.redraw); self.fig.observe(self.redraw, '_drawn')
+        self.guide.observe(lambda _: self._lassoed(), 'lassos')
         self._seen = None
         self.redraw()
 
@@ -97,7 +99,7 @@ class AlignmentExplorer:
         self.colour = pick([(v, k) for k, v in COLOURINGS.items()], s.colour, 'Colour', 'What colours and shapes show', '210px')
         self.picked = pick([NOTHING], NOTHING, 'Select', 'A lasso without a mouse', '330px')
         self.turned = _w.Checkbox(value=s.turned, description='turn onto the first', indent=False, tooltip='Procrustes: a turn of a whole space changes no answer')
-        self.drag = _w.ToggleButtons(options=list(DRAGS), value='lasso', description='Drag to', tooltips=['Draw around pictures', 'A rectangle of pictures', 'A closer look; double click for the whole', 'Move the map'], style=dict(description_width='initial'))
+        self.drag = _w.ToggleButtons(options=list(DRAGS), value='lasso', tooltips=['Draw around pictures', 'A rectangle of pictures', 'A closer look; double click for the whole', 'Move the map'])
         self.methods = _w.HBox(layout=dict(overflow='visible'))
         self.epoch = _w.SelectionSlider(options=[0], description='Epoch', continuous_update=True, layout=dict(width='100%'), style=dict(description_width='initial'))
         button = lambda words, icon, tip, do: (b := _w.Button(description=words, icon=icon, tooltip=tip, layout=dict(width='auto')), b.on_click(lambda _: do()))[0]
@@ -121,6 +123,10 @@ class AlignmentExplorer:
         if want: self.state.shown = want
         else: self.redraw() # one is always shown
 
+    def _lassoed(self):
+        with self.lock:
+            if self.box is not None: settle(self.fig, self.state.frame())
+
     def redraw(self, change=None):
         "Draw the state's frame"
         if change is not None and change['name'] == 'hovered': self.guide.hovered = change['new']; return
@@ -133,7 +139,6 @@ class AlignmentExplorer:
             if not self.fig.waiting:
                 old = getattr(self.fig, '_of', None)
                 draw(self.fig, f)
-                if f.selected is None and len(self.fig.layout.selections): self.fig.layout.selections = ()
                 if old != getattr(self.fig, '_of', None): self.fig.layout.dragmode = DRAGS[self.drag.value]
 
     def _choices(self, f):
