@@ -210,10 +210,13 @@ const render = ({ model, el }) => {
   for (const [e, f] of Object.entries(watch)) model.on(e, f);
   el.classList.add('mudpt-attention');
   build();
-  requestAnimationFrame(() => { // what HTML alone cannot say: a name for the whole, and keys that are not the notebook's
+  el.dataset.lmSuppressShortcuts = 'true'; // keys pressed here are not the notebook's
+  const settle = (tries = 100) => { // the place may come later than what stands in it
     const whole = el.closest('.mudpt');
-    whole?.setAttribute('role', 'group'); whole?.setAttribute('aria-label', 'Attention explorer'); whole?.setAttribute('data-lm-suppress-shortcuts', 'true');
-  });
+    if (!whole) return tries && setTimeout(settle, 50, tries - 1);
+    for (const [k, v] of [['role', 'group'], ['aria-label', 'Attention explorer'], ['data-lm-suppress-shortcuts', 'true']]) whole.setAttribute(k, v);
+  };
+  settle();
   return () => { for (const [e, f] of Object.entries(watch)) model.off(e, f); };
 };
 const words = (model, s) => ({ // sentences

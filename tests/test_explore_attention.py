@@ -477,10 +477,11 @@ def test_the_attention_explorer_in_jupyterlab(page, tmp_path):
 
     # by mouse: point at a patch, and both methods and their difference answer, in both directions
     before = {p: pixels(p) for p in ("image/0/takes", "image/1/takes", "image/2/takes", "image/0/gives")}
-    box = part("image/0/takes", ".mudpt-pic").bounding_box()
-    over = lambda r, c: page.mouse.move(
-        box["x"] + (c + 0.5) * box["width"] / 8, box["y"] + (r + 0.5) * box["height"] / 8
-    )
+
+    def over(r, c):
+        box = part("image/0/takes", ".mudpt-pic").bounding_box()
+        page.mouse.move(box["x"] + (c + 0.5) * box["width"] / 8, box["y"] + (r + 0.5) * box["height"] / 8)
+
     over(3, 2)
     for p, was in before.items():
         changed(was, p)
@@ -580,10 +581,10 @@ def test_the_attention_explorer_in_jupyterlab(page, tmp_path):
     # mistakes are said where one looks, and mended; a picture of one's own
     field("Names").fill("cat\ncat")
     page.keyboard.press("Tab")
-    it.get_by_role("alert").get_by_text("occurs 2 times").wait_for()
+    it.locator(".mudpt-trouble").filter(has_text="occurs 2 times").wait_for()
     field("Path").fill("/no/such/picture.png")
     page.keyboard.press("Enter")
-    it.get_by_role("alert").get_by_text("no image at").wait_for()
+    it.locator(".mudpt-trouble").filter(has_text="no image at").wait_for()
     field("Map").select_option(label="attention, one block")
     it.get_by_role("alert").wait_for(state="detached")
     emoji.sprite("owl", "noto").save(tmp_path / "my owl.png")

@@ -1,0 +1,149 @@
+"""How long from click to picture, and how much is sent, in a real JupyterLab in a headless Chromium.
+
+    python scripts/measure_explorers.py attention   # ViT-B/16 at 224 px with random weights, 12 blocks x 12 heads
+    python scripts/measure_explorers.py alignment   # 10,000 pictures x 2 methods x 11 epochs
+
+Needs what the tests need: jupyterlab, playwright, a chromium on the PATH.
+"""
+
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+import labkit  # noqa: E402
+
+ATTENTION = """from mudpt import MaPLe, ZeroShot, emoji, load_clip, seed_all
+from mudpt.attention_view import AttentionExplorer
+seed_all(0)
+clip = load_clip('ViT-B-16', device='cpu')
+scenes = [emoji.scene(n) for n in ('owl', 'fox', 'ant')]
+explorer = AttentionExplorer([MaPLe(clip), ZeroShot(clip)], scenes)
+explorer"""
+
+
+def notebook_of(source, where):
+    cell = dict(cell_type="code", id="a", metadata={}, source=source, outputs=[], execution_count=None)
+    kernel = dict(display_name="Python 3", language="python", name="python3")
+    page = dict(cells=[cell], metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)
+    where.write_text(json.dumps(page))
+
+
+def told(what, ms):
+    low, mid, high = min(ms), statistics.median(ms), max(ms)
+    print(f"{what:<58} median {mid:7.1f} ms, {low:.1f} to {high:.1f} ({len(ms)} times)", flush=True)
+
+
+# From the event to the frame after the picture was drawn. `act` moves something; the canvas must then differ.
+CLICK = """async ([act, args]) => {
+  const canvas = document.querySelector("[data-panel='image/0/takes'] canvas"), was = canvas.toDataURL(), t0 = performance.now();
+  eval(act)(...args);
+  while (canvas.toDataURL() === was) { if (performance.now() - t0 > 60000) throw Error('nothing was drawn'); await new Promise(r => setTimeout(r)); }
+  await new Promise(r => requestAnimationFrame(() => setTimeout(r)));
+  return performance.now() - t0 }"""
+SLIDE = """(label, v) => { const e = document.querySelector(`[aria-label='${label}']`); e.value = v; e.dispatchEvent(new Event('input')) }"""
+HOVER = """(r, c) => { const p = document.querySelector("[data-panel='image/0/takes'] .mudpt-pic"), b = p.getBoundingClientRect();
+  p.dispatchEvent(new PointerEvent('pointermove', { clientX: b.left + (c + .5) * b.width / 14, clientY: b.top + (r + .5) * b.height / 14 })) }"""
+
+
+def attention(page):
+    clock = "() => performance.now()"
+    labkit.run_all(page)
+    t0 = page.evaluate(clock)
+    page.wait_for_function("() => +document.querySelector('.mudpt-attention')?.dataset.bytes > 0")
+    first = page.evaluate("() => +document.querySelector('.mudpt-attention').dataset.bytes")
+
+    def click(act, *args):
+        return page.evaluate(CLICK, [act, args])
+
+    told("block not sent yet: asked for, made, sent, drawn", [click(SLIDE, "Block, Picture", 2)])
+    page.wait_for_function("() => document.querySelector('.mudpt-attention').dataset.whole")
+    size = page.evaluate("() => +document.querySelector('.mudpt-attention').dataset.bytes")
+    print(
+        f"all blocks of both towers and methods: {size / 1e6:.1f} MB, there after {(page.evaluate(clock) - t0) / 1000:.0f} s"
+    )
+    print(f"(the first to come: {first / 1e6:.2f} MB)")
+    told("another block", [click(SLIDE, "Block, Picture", i % 12) for i in range(20)])
+    told("another head", [click(SLIDE, "Head, Picture", i % 12) for i in range(20)])
+    told("pointing at another patch", [click(HOVER, i % 14, (3 * i) % 14) for i in range(1, 60)])
+    drawing = "() => +document.querySelector('.mudpt-tower').dataset.ms"
+    told("of which drawing six panels", [page.evaluate(drawing)])
+
+
+CLOUDS = """import numpy as np
+from mudpt.align_view import AlignmentExplorer
+
+def space(shift, N=10_000, C=20, E=64):
+    r = np.random.default_rng(0)
+    t, y = r.normal(size=(C, E)), np.arange(N) % C
+    return (t[y] + .8*r.normal(size=(N, E)) + shift).astype('f4'), t.astype('f4'), y
+
+explorer = AlignmentExplorer({n: {e: space(1 + k*e/20) for e in range(11)} for n, k in (('one', -1), ('two', 1))}, measures=['gap', 'margin'])
+explorer.state.join()
+explorer"""
+PLOT = "document.querySelector('.mudpt-align .js-plotly-plot')"
+FOUND = f"m => {PLOT}.data.find(t => t.meta === m)"
+# From the input event to the frame after the data of the picture have changed; waits inside the browser.
+AFTER = """what => { let start; for (const k of ['pointerup', 'mouseup', 'keydown', 'change']) window.addEventListener(k, e => start ??= performance.now(), { once: true, capture: true });
+  const now = () => String(eval(what)), was = now();
+  window.measured = new Promise(done => { const look = () => start !== undefined && now() !== was ? requestAnimationFrame(() => setTimeout(() => done(performance.now() - start))) : setTimeout(look, 4); look() }) }"""
+
+
+def alignment(page):
+    labkit.run_all(page)
+    page.wait_for_function(f"() => {PLOT}?.data?.[0]?.x?.length === 10000")
+    page.wait_for_timeout(4000)
+    page.locator(".mudpt-align").scroll_into_view_if_needed()
+    spot = f"() => {{ const g = {PLOT}, l = g._fullLayout, r = g.getBoundingClientRect(); return [r.left + l.xaxis._offset + l.xaxis._length / 2, r.top + l.yaxis._offset + l.yaxis._length / 2] }}"
+    x, y = page.evaluate(spot)
+
+    def timed(what, act, times=7):
+        ms = []
+        for k in range(times):
+            page.evaluate(AFTER, what)
+            act(k)
+            ms.append(page.evaluate("() => window.measured"))
+            page.wait_for_timeout(500)
+        return ms
+
+    def lasso(k):
+        r = 40 + 6 * k
+        page.mouse.move(x - r, y - r)
+        page.mouse.down()
+        for a, b in ((r, -r), (r, r), (-r, r), (-r, -r)):
+            page.mouse.move(x + a, y + b, steps=3)
+        page.mouse.up()
+
+    other = f"({FOUND})('1/dots').selectedpoints?.length"
+    told("lasso in one panel, marked in the other", timed(other, lasso))
+    print(page.locator(".mudpt-caught").inner_text())
+    page.locator(".mudpt-align .noUi-handle").focus()
+    told(
+        "epoch by arrow key, points moved",
+        timed(f"({FOUND})('1/dots').x[7]", lambda k: page.keyboard.press("ArrowLeft")),
+    )
+    pick = page.locator(".mudpt-pick select")
+    told(
+        "a class by name, marked in both",
+        timed(f"({FOUND})('1/dots').selectedpoints?.[0]", lambda k: pick.select_option(index=4 + k)),
+    )
+
+
+WHAT = dict(attention=(ATTENTION, attention), alignment=(CLOUDS, alignment))
+
+
+def main(name):
+    source, measure = WHAT[name]
+    with tempfile.TemporaryDirectory() as home, labkit.jupyterlab(Path(home)) as lab:
+        notebook_of(source, lab.work / "measure.ipynb")
+        with labkit.notebook(lab, "measure.ipynb") as page:
+            measure(page)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or sys.argv[1] not in WHAT:
+        sys.exit(f"usage: python scripts/measure_explorers.py {' | '.join(WHAT)}")
+    main(sys.argv[1])
