@@ -21,6 +21,11 @@ _HOME = {  # module -> its names; a module is imported when one of its names is 
     "scoring": "score_maps",
     "words": "WordTrack",
     "protocols": "few_shot_curve base_to_new cross_dataset domain_shift",
+    "runs": "Runs cell",
+    "tabulating": "tabulate",
+    "pairing": "paired",
+    "published": "figures",
+    "cards": "card",
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names.split()}
 __all__ = [*_WHERE, "methods", "emoji"]
