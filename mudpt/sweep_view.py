@@ -34,7 +34,7 @@ class View:
 def short(c:dict, one:set) -> tuple: # Line, column
     "Where a cell has its place; `one` holds what all cells share"
     more = c['args'] | c['train'] | {k: c[k] for k in ('epochs', 'bs') if k not in one}
-    column = [str(c['task'])]*('task' not in one) + [f"{c['shots']} shots"]*('shots' not in one) + [c['protocol']]*('protocol' not in one) + [f"seed {c['seed']}"]*('seed' not in one)
+    column = [str(c['task'])]*('task' not in one) + [f"{c['shots']} shot" + 's'*(c['shots'] != 1)]*('shots' not in one) + [c['protocol']]*('protocol' not in one) + [f"seed {c['seed']}"]*('seed' not in one)
     return c['method'] + ''.join(f' {k}={v}' for k,v in more.items()), ' · '.join(column) or f"seed {c['seed']}"
 
 # %% ../nbs/47e_sweep_view.ipynb #c57c3772
@@ -80,21 +80,21 @@ CSS = '''<style>
 .mudpt-sweep h4 { font-size: 11px; font-weight: 650; text-transform: uppercase; letter-spacing: .08em; color: var(--soft); margin: 14px 0 4px; }
 .mudpt-sweep .bar { height: 6px; border-radius: 3px; background: color-mix(in srgb, var(--ink) 14%, transparent); overflow: hidden; margin: 4px 0 10px; }
 .mudpt-sweep .bar div { height: 100%; background: #0072B2; } .mudpt-sweep .wide { overflow-x: auto; }
-.mudpt-sweep .counts span { margin-right: 16px; white-space: nowrap; } .mudpt-sweep .soft { color: var(--soft); }
+.mudpt-sweep .counts > span { margin-right: 14px; white-space: nowrap; } .mudpt-sweep .soft { color: var(--soft); }
 .mudpt-sweep table { border-collapse: separate; border-spacing: 3px; margin: 0; font-variant-numeric: tabular-nums; }
 .mudpt-sweep table th, .mudpt-sweep table td { background: none; color: var(--ink); font-weight: 400; text-align: left; padding: 1px 8px 1px 0; border: 0; font-size: 13px; white-space: nowrap; }
 .mudpt-sweep table.grid th { color: var(--soft); font-size: 12px; } .mudpt-sweep table.grid tbody th { color: var(--ink); font-size: 13px; }
 .mudpt-sweep table.grid td { --c: #888; min-width: 74px; padding: 3px 8px; border-radius: 5px; border: 1.5px solid var(--c); background: color-mix(in srgb, var(--c) 16%, transparent); }
 .mudpt-sweep .s { display: inline-block; width: 1.3em; font-weight: 700; }
-.mudpt-sweep .waiting { --c: color-mix(in srgb, var(--ink) 22%, transparent) !important; border-style: dashed !important; } .mudpt-sweep .running { --c: #0072B2 !important; }
+.mudpt-sweep .waiting { --c: color-mix(in srgb, var(--ink) 22%, transparent) !important; } .mudpt-sweep td.waiting { border-style: dashed !important; } .mudpt-sweep .running { --c: #0072B2 !important; }
 .mudpt-sweep .stopped { --c: #E69F00 !important; } .mudpt-sweep .done { --c: #009E73 !important; } .mudpt-sweep .error { --c: #D55E00 !important; }
-.mudpt-sweep .counts .s { color: var(--c); } .mudpt-sweep table.list { border-spacing: 0; } .mudpt-sweep table.list td.why { white-space: normal; }
+.mudpt-sweep .counts .s { color: var(--c); } .mudpt-sweep .counts .waiting .s { color: var(--soft); } .mudpt-sweep table.list { border-spacing: 0; } .mudpt-sweep table.list td.why { white-space: normal; }
 .mudpt-sweep table.list th { color: var(--soft); font-size: 12px; padding-right: 22px; } .mudpt-sweep table.list td { padding-right: 22px; }
 </style>'''
 
 def page(f:View) -> str: # HTML
     "The four answers, one below the other"
-    head = ' '.join(f'<span class="{k}"><span class="s">{SIGNS[k]}</span>{v} {k}</span>' for k,v in f.counts.items())
+    head = ' '.join(f'<span class="{k}"><span class="s">{SIGNS[k]}</span>{v} {"failed" if k == "error" else k}</span>' for k,v in f.counts.items())
     bar = f'<div class="bar" role="progressbar" aria-label="cells done or failed" aria-valuemin="0" aria-valuemax="100" aria-valuenow="{100*f.done:.0f}"><div style="width:{100*f.done:.1f}%"></div></div>'
     return (f'{CSS}<div class="mudpt-sweep"><div class="counts"><b>Sweep {escape(f.title)}</b> &nbsp; {head}</div>{bar}'
             + grid_html(f) + section('Running', ('cell', 'on', 'process', ''), f.working)
