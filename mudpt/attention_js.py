@@ -215,6 +215,7 @@ const render = ({ model, el }) => {
     const whole = el.closest('.mudpt');
     if (!whole) return tries && setTimeout(settle, 50, tries - 1);
     for (const [k, v] of [['role', 'group'], ['aria-label', 'Attention explorer'], ['data-lm-suppress-shortcuts', 'true']]) whole.setAttribute(k, v);
+    whole.addEventListener('focusin', e => { e.target.dataset.lmSuppressShortcuts = 'true'; }); // JupyterLab asks the element itself first
   };
   settle();
   return () => { for (const [e, f] of Object.entries(watch)) model.off(e, f); };
