@@ -34,14 +34,14 @@ const open = (c, view) => { // what came over: what the bytes mean, and the byte
     if (kind === 'prompt') c.index.set('all prompts', [...(c.index.get('all prompts') ?? []), i]);
   });
   const bytes = view && view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength);
-  c.data = bytes && (c.flat ? new Float32Array(bytes) : new Uint8Array(bytes));
+  c.data = bytes && (c.flat ? new Float32Array(bytes) : new Uint16Array(bytes));
   return c;
 };
 const values = (c, key, head, direction) => { // one number for each position, or null
   if (!c?.data || c.flat) return c?.data && direction === 'takes' ? c.data : null;
   const T = c.places.length, at = c.index.get(key) ?? [], who = key === null ? c.reader : at.map(i => [i, 1 / at.length]);
   if (!who.length) return null;
-  const h = head === null || head + 1 >= c.scales.length ? 0 : head + 1, from = h * T * T, scale = c.scales[h] / 65025, out = new Float32Array(T);
+  const h = head === null || head + 1 >= c.scales.length ? 0 : head + 1, from = h * T * T, scale = c.scales[h] / 65535 ** 2, out = new Float32Array(T);
   for (const [i, w] of who) for (let j = 0; j < T; j++) {
     const b = c.data[direction === 'takes' ? from + i * T + j : from + j * T + i];
     out[j] += b * b * scale * (direction === 'takes' ? w : 1);
