@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MANY', 'STEPS', 'GREY', 'LINKED', 'shape', 'place', 'empty', 'panels', 'looks_of', 'title_of', 'symbols', 'draw',
-           'renew', 'alike', 'settle', 'figure', 'drawing']
+           'renew', 'alike', 'unlasso', 'mark', 'figure', 'drawing']
 
 # %% ../nbs/43b_align_draw.ipynb #804645e5
 import numpy as np
@@ -75,9 +75,7 @@ def symbols(a): # One name where all are alike, which is much quicker to draw
 def draw(fig, frame): # -> the same figure
     "Bring a figure up to date"
     if not frame.clouds: return fig
-    if getattr(fig, '_of', None) != shape(frame):
-        fig.data = []
-        panels(fig, frame)
+    if fig._of != shape(frame): raise BadInput("this figure has other panels: make a new one with empty(frame)")
     have = {t.meta: t for t in fig.data}
     with fig.batch_update():
         for i, c in enumerate(frame.clouds):
@@ -99,10 +97,13 @@ def renew(t, new):
 
 def alike(a, b) -> bool: return np.array_equal(a, b)
 
-def settle(fig, frame) -> None: # A `FigureWidget`
-    "After a lasso: the browser has marked what lies inside in one panel, and would do so again at every change; take its outline away, and mark the same pictures in all"
-    pick = None if frame.selected is None else frame.selected.tolist()
+def unlasso(fig) -> None: # A `FigureWidget`
+    "A lasso that stays would mark its own panel anew at every change: take its outline away"
     fig._send_relayout_msg({'selections': []})
+
+def mark(fig, frame) -> None: # A `FigureWidget`
+    "Then mark the same pictures in all panels, whatever the browser has marked meanwhile"
+    pick = None if frame.selected is None else frame.selected.tolist()
     fig._send_restyle_msg({'selectedpoints': [pick if t.meta.endswith('/dots') else None for t in fig.data]}, list(range(len(fig.data))))
 
 def figure(frame): # A plotly figure

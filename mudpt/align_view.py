@@ -10,7 +10,7 @@ import threading
 from html import escape
 
 from . import looks
-from .align_draw import draw, drawing, empty, figure, settle
+from .align_draw import draw, drawing, empty, figure, mark, shape, unlasso
 from .align_state import COLOURINGS, SHAPES, AlignState
 from .core import needs
 from .gallery import Guide
@@ -74,17 +74,17 @@ class AlignmentExplorer:
                  task=None, **kw): # A `Task` whose test pictures are looked at; more for `AlignState`
         self.state, self.lock, self.quiet = things if isinstance(things, AlignState) else AlignState(things, task, **kw), threading.RLock(), False
         self.status, self.bar, self.trouble, self.legend, self.notes, self.caught, self.table = (_w.HTML() for _ in range(7))
-        self.fig, self.guide = draw(empty(self.state.frame(), Live), self.state.frame()).enter(), Guide(self.state)
+        self.fig, self.place, self.guide, self._shown = None, _w.VBox(layout=dict(overflow='visible')), Guide(self.state), False
         self._controls()
         row = lambda c, *w: self._class(_w.HBox(w), c)
         head = row('head', _w.HTML('<h3>Alignment explorer</h3>'), self.stop, self.status)
         wide = self._class(_w.VBox([self.legend, self.notes, row('pick', self.picked, self.clear, self.before, self.after, self.caught), self.guide, self._class(self.table, 'table')]), 'wide')
         self.top = self._class(_w.VBox([self.trouble, self.bar]), 'wide')
-        self.box = _w.VBox([_w.HTML(f'<style>{looks.CSS}{MORE}</style>', layout=dict(display='none')), Manners(), head, row('tools', self.by, self.colour, self.turned), row('tools', _w.Label('Show'), self.methods, _w.Label('Drag to'), self.drag), self.top, self.fig, self._class(_w.HBox([self.epoch]), 'epoch'), wide])
+        self.box = _w.VBox([_w.HTML(f'<style>{looks.CSS}{MORE}</style>', layout=dict(display='none')), Manners(), head, row('tools', self.by, self.colour, self.turned), row('tools', _w.Label('Show'), self.methods, _w.Label('Drag to'), self.drag), self.top, self.place, self._class(_w.HBox([self.epoch]), 'epoch'), wide])
         for c in ('mudpt', 'mudpt-trainer', 'mudpt-align'): self.box.add_class(c)
         for w in (head, wide): w.layout.overflow = 'visible'
-        self.state.observe(self.redraw); self.fig.observe(self.redraw, '_drawn')
-        self.guide.observe(lambda _: self._lassoed(), 'lassos')
+        self.state.observe(self.redraw)
+        self.guide.observe(lambda c: self._lassoed(c['name']), ['lassos', 'marks'])
         self._seen = None
         self.redraw()
 
@@ -107,7 +107,7 @@ class AlignmentExplorer:
         self.clear = button('Clear', 'times', 'Select nothing', lambda: s.select(None))
         self.before, self.after = button('', 'chevron-left', 'Pictures before these', lambda: setattr(s, 'page', max(0, s.frame().page - 1))), button('', 'chevron-right', 'More pictures', lambda: setattr(s, 'page', s.frame().page + 1))
         for n in ('by', 'colour', 'turned', 'epoch'): getattr(self, n).observe(lambda c, n=n: self.quiet or setattr(s, n, c['new']), 'value')
-        self.drag.observe(lambda c: setattr(self.fig.layout, 'dragmode', DRAGS[c['new']]), 'value')
+        self.drag.observe(lambda c: self.fig and setattr(self.fig.layout, 'dragmode', DRAGS[c['new']]), 'value')
         self.picked.observe(lambda c: self.quiet or (s.select(None) if c['new'] == NOTHING else s.choose(c['new'])), 'value')
         self.guide.observe(lambda c: self.quiet or setattr(s, 'hovered', c['new']), 'hovered')
 
@@ -123,9 +123,11 @@ class AlignmentExplorer:
         if want: self.state.shown = want
         else: self.redraw() # one is always shown
 
-    def _lassoed(self):
+    def _lassoed(self, what):
         with self.lock:
-            if self.box is not None: settle(self.fig, self.state.frame())
+            if self.box is None or not self.fig: return
+            if what == 'lassos': unlasso(self.fig)
+            else: mark(self.fig, self.state.frame())
 
     def redraw(self, change=None):
         "Draw the state's frame"
@@ -136,10 +138,18 @@ class AlignmentExplorer:
             try: self._choices(f)
             finally: self.quiet = was
             self._words(f)
-            if not self.fig.waiting:
-                old = getattr(self.fig, '_of', None)
-                draw(self.fig, f)
-                if old != getattr(self.fig, '_of', None): self.fig.layout.dragmode = DRAGS[self.drag.value]
+            if not f.clouds: return
+            if self.fig is None or self.fig._of != shape(f): self._renew(f)
+            elif not self.fig.waiting: draw(self.fig, f)
+
+    def _renew(self, f):
+        "Other panels are another figure: a new one knows its axes from the start"
+        old, self.fig = self.fig, draw(empty(f, Live), f)
+        self.fig.layout.dragmode = DRAGS[self.drag.value]
+        self.fig.enter()._shown = self._shown
+        self.fig.observe(self.redraw, '_drawn') # what happened while the browser was reading plotly
+        self.place.children = [self.fig]
+        if old is not None: old.close()
 
     def _choices(self, f):
         self._ticks(f)
@@ -176,6 +186,7 @@ class AlignmentExplorer:
 
     def _repr_mimebundle_(self, **kw):
         if self.box is None: return {'text/plain': 'an alignment explorer that was closed'}
-        self.fig._shown = True
+        self._shown = True
+        if self.fig: self.fig._shown = True
         more = {'image/png': self.png()} if self.state.frame().clouds else {}
         return self.box._repr_mimebundle_(**kw) | more

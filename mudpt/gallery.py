@@ -84,11 +84,12 @@ function render({ model, el }) {
     else if (kind.endsWith('/names')) { at = null; last = where; tip.replaceChildren(make('b', '', model.get('names')[p.pointIndex ?? p.pointNumber] ?? '')); tip.hidden = false; tip.style.left = where[0] + 16 + 'px'; tip.style.top = where[1] + 16 + 'px'; }
   };
   const hook = () => {
-    const g = box?.querySelector('.js-plotly-plot'); if (!g?.on || g === figure) return;
+    const g = [...box?.querySelectorAll('.js-plotly-plot') ?? []].at(-1); if (!g?.on || g === figure) return;
     figure = g; g.on('plotly_hover', hover); g.on('plotly_unhover', () => point(null)); g.on('plotly_afterplot', () => rings(at));
     g.on('plotly_selected', e => { if (!e?.lassoPoints && !e?.range) return; // plotly's own afterthoughts have neither
       const ids = [...new Set(e.points.filter(p => String(p.data.meta).endsWith('/dots')).map(p => p.pointIndex ?? p.pointNumber))];
-      model.send({ selected: true }, undefined, [new Int32Array(ids).buffer]); });
+      model.send({ selected: true }, undefined, [new Int32Array(ids).buffer]); setTimeout(() => model.send({ marked: true }), 250); });
+    g.on('plotly_deselect', () => model.send({ marked: true }));
     g.on('plotly_doubleclick', () => { if (['lasso', 'select'].includes(g._fullLayout.dragmode)) model.send({ clear: true }); });
   };
   const after = e => { if (box?.contains(e.detail.element)) hook(); };
@@ -126,7 +127,7 @@ class Guide(_a.AnyWidget):
     names = _t.List().tag(sync=True)
     pictures = _t.Bool(False).tag(sync=True) # Are there any to show?
     hovered = _t.Int(None, allow_none=True).tag(sync=True)
-    lassos = _t.Int(0) # How many there were
+    lassos, marks = _t.Int(0), _t.Int(0) # How often a lasso was drawn, and marks were lost with its outline
 
     def __init__(self, state):
         super().__init__()
@@ -136,6 +137,7 @@ class Guide(_a.AnyWidget):
     def heard(self, _, m, buffers=()):
         "What the browser asks for"
         if m.get('selected'): self.state.select(memoryview(buffers[0]).cast('B').cast('i').tolist()); self.lassos += 1
+        elif m.get('marked'): self.marks += 1
         elif m.get('clear'): self.state.select(None)
         elif m.get('want') and self.state.joint is not None:
             ids = [i for i in m['want'] if isinstance(i, int) and 0 <= i < self.state.n]
