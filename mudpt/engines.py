@@ -88,7 +88,7 @@ class Job:
         "The model, loaded once per process"
         from mudpt.towers import load_clip
         how = dict(self.load or dict(name='emoji'))
-        wanted,key = how.pop('digest', None),json.dumps(how, sort_keys=True, default=str)
+        key,wanted = json.dumps(how, sort_keys=True, default=str),how.pop('digest', None)
         if key not in _clips: _clips[key] = load_clip(**how)
         if wanted and _clips[key].digest != wanted: raise BadInput(f"{how} gives other weights than the model of the sweep has: say how to load it, as clip=dict(name=..., file=...)")
         return _clips[key]

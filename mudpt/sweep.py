@@ -107,7 +107,7 @@ def described(clip, engine): # What `Job` takes
     if engine == 'here':
         from mudpt.engines import _clips
         how = dict(name=clip.name, digest=clip.digest)
-        _clips[json.dumps(dict(name=clip.name), sort_keys=True)] = clip
+        _clips[json.dumps(how, sort_keys=True)] = clip
         return how
     return dict(name=clip.name, pretrained=clip.pretrained, precision=clip.precision, device=clip.device.type, digest=clip.digest)
 
