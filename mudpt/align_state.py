@@ -267,8 +267,12 @@ def wake(self:AlignState) -> None:
         if self.joint is not None:
             k = self.joint.key(self.by, self.turned, self.epoch)
             if self._thread and self._brake and isinstance(self._at, tuple) and len(self._at) == 4 and self._at != k: self._brake.pull() # a map that nobody wants any more
-        if self._thread or _next(self) is None: return
-        t = self._thread = threading.Thread(target=lambda: _work(self), name='mudpt alignment', daemon=True)
+        if self._thread: return
+        idle = _next(self) is None and (self.joint is None or self.joint.key(self.by, self.turned, self.epoch) not in self._failed)
+        if _next(self) is None and not idle: return
+        t = None if idle else threading.Thread(target=lambda: _work(self), name='mudpt alignment', daemon=True)
+        self._thread = t
+    if idle: self.status, self.message = 'ready', ''; return # it is all there already
     self.status, self.done = 'working', 0. # whoever looks is told outside of the lock
     t.start()
 
