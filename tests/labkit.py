@@ -126,11 +126,11 @@ def dark(page):
     page.wait_for_timeout(1000)
 
 
-def picture(page, name, of):
-    "Keep what is on the screen, to be looked at"
+def picture(page, name, of=None):
+    "Keep what is on the screen, to be looked at: all of it, or one element"
     if SHOTS:
         SHOTS.mkdir(parents=True, exist_ok=True)
-        page.locator(of).first.screenshot(path=SHOTS / f"{name}.png", timeout=PATIENCE)
+        (page.locator(of).first if of else page).screenshot(path=SHOTS / f"{name}.png", timeout=PATIENCE)
 
 
 # Contrast of text with what lies behind it, as WCAG counts it
