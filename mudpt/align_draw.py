@@ -61,7 +61,7 @@ def looks_of(frame, c, i) -> dict: # {trace: {what: value}}
     size = 8 if len(frame.labels) < 400 else 6 if len(frame.labels) < 2000 else 4
     pick = None if frame.selected is None else frame.selected.tolist()
     kinds = np.array([look(k) if frame.colour == 'class' else (1, 2) for k in range(len(frame.names))])
-    return {f'{i}/dots': dict(x=c.x[:, 0], y=c.x[:, 1], selectedpoints=pick, marker=dict(size=size, color=c.colour.astype(np.float32) + .5, symbol=symbols(c.shape))),
+    return {f'{i}/dots': dict(x=c.x[:, 0], y=c.x[:, 1], selectedpoints=pick, marker=dict(size=size, color=c.colour.astype(np.float32) + .5, symbol=symbols(c.shape) if size > 4 else SHAPES[0])),
             f'{i}/names': dict(x=c.t[:, 0], y=c.t[:, 1], text=c.words, marker=dict(size=13 if len(frame.names) <= 60 else 8, color=[OKABE[k] for k in kinds[:, 0]], symbol=[SHAPES[k] for k in kinds[:, 1]], line=dict(width=2, color=GREY))),
             f'{i}/gap': dict(x=c.ends[:, 0], y=c.ends[:, 1])}
 

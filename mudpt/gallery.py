@@ -90,6 +90,7 @@ function render({ model, el }) {
       const ids = [...new Set(e.points.filter(p => String(p.data.meta).endsWith('/dots')).map(p => p.pointIndex ?? p.pointNumber))];
       model.send({ selected: true }, undefined, [new Int32Array(ids).buffer]); setTimeout(() => model.send({ marked: true }), 250); });
     g.on('plotly_deselect', () => model.send({ marked: true }));
+    g.on('plotly_relayout', e => { if (e?.selections && !e.selections.length) setTimeout(() => model.send({ marked: true }), 150); }); // the outline is gone, and marks with it
     g.on('plotly_doubleclick', () => { if (['lasso', 'select'].includes(g._fullLayout.dragmode)) model.send({ clear: true }); });
   };
   const after = e => { if (box?.contains(e.detail.element)) hook(); };
