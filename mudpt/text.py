@@ -255,9 +255,9 @@ class SharedText(FullText):
 # %% ../nbs/01a_text.ipynb #90b62918
 class Packed:
     "Where the tokens of names lo..hi lie: one after another, and in rows of one length"
-    def __init__(self, cl, lo, hi, alone=False): # alone: one name at a time, each with a context of its own
+    def __init__(self, cl, lo, hi, alone=False, S=None): # alone: one name at a time, each with a context of its own; S: length of the rows, if not that of the longest
         self.end, self.n = cl.pool[lo:hi] - cl.P, hi - lo # position of each name's pooled token in its row
-        self.S = int(self.end.max()) + 1
+        self.S = S or int(self.end.max()) + 1
         self.mask = causal(self.S, cl.pool.device)
         keep = torch.ones(1, self.S, dtype=torch.bool) if alone else torch.arange(self.S) <= self.end[:, None].cpu()
         self.shape = keep.shape # names side by side, tokens of the longest
@@ -274,15 +274,15 @@ class Packed:
         t = t.flatten(-3, -2)
         return t if self.where is None else t.index_select(-2, self.where)
 
-def packed(cl, lo, hi, alone=False): # Made once per layout: it asks the device for sizes
-    key = 'packed', lo, hi, alone
-    if key not in cl.memo: cl.memo[key] = Packed(cl, lo, hi, alone)
+def packed(cl, lo, hi, alone=False, S=None): # Made once per layout: it asks the device for sizes
+    key = 'packed', lo, hi, alone, S
+    if key not in cl.memo: cl.memo[key] = Packed(cl, lo, hi, alone, S)
     return cl.memo[key]
 
 # %% ../nbs/01a_text.ipynb #fbddf150
 def names_pass(self:SharedText, cl, lo, hi, paired, ctx, *kv): # Features [G, hi-lo, E]
     "Names lo..hi through all blocks, attending to the shared prefix"
-    of = packed(cl, lo, hi, paired)
+    of = packed(cl, lo, hi, paired, None if self.look is None else cl.S)  # who looks sees rows of one length in all chunks
     x = self.names_in(cl, lo, hi, of.S, paired, ctx)
     G = max(len(t) for t in kv)  # one context, one per image, or (lockstep) one that became many on the way
     kv = [t[lo:hi] if paired else t.expand(G, -1, -1, -1) for t in kv]

@@ -29,8 +29,8 @@ from mudpt.towers import load_clip
 class Padded(Packed):
     "All names as long as the longest"
 
-    def __init__(self, cl, lo, hi, alone=False):
-        super().__init__(cl, lo, hi, alone)
+    def __init__(self, cl, lo, hi, alone=False, S=None):
+        super().__init__(cl, lo, hi, alone, S)
         if self.where is not None:
             self.last, self.where = self.where[self.last], None
 
