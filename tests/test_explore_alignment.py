@@ -279,7 +279,7 @@ def test_tsne_runs_in_another_process_and_can_be_ended():
     b = Brake()
     with pytest.raises(Stopped):
         aside("tsne", x, tell=lambda *_: b.pull(), brake=b)
-    with pytest.raises(MudptError, match="ended with 1.*choose another map"):
+    with pytest.raises(MudptError, match="(?s)ended with 1.*choose another map"):
         aside("tsne", np.full((9, 3), np.nan))
 
 
