@@ -215,19 +215,26 @@ def test_embedding_in_pieces_is_embedding():
         assert (a.said == b.said).all() and len(told) >= 2 and told == sorted(told)
 
 
-def test_long_work_is_stopped_and_taken_up_again(monkeypatch):
+@pytest.fixture
+def endless(monkeypatch):  # set when the work has begun
+    "Work in another process goes on until its brake is pulled"
     begun = threading.Event()
 
     def slow(by, x, seed, tell, brake):
+        tell(0.5, "half way")
         begun.set()
         while True:
             brake.check()
             time.sleep(0.005)
 
-    s = state()
     monkeypatch.setattr(joint_module, "aside", slow)
+    return begun
+
+
+def test_long_work_is_stopped_and_taken_up_again(endless, monkeypatch):
+    s = state()
     s.by = "tsne"
-    assert begun.wait(60) and s.busy
+    assert endless.wait(60) and s.busy
     s.stop()
     assert s.join(60) and s.status == "stopped" and not s.frame().clouds
     monkeypatch.setattr(joint_module, "aside", lambda by, x, *a: np.asarray(x)[:, :2])
@@ -239,19 +246,10 @@ def test_long_work_is_stopped_and_taken_up_again(monkeypatch):
     assert s.message == "nothing is at work"
 
 
-def test_another_wish_ends_what_nobody_wants_any_more(monkeypatch):
-    begun = threading.Event()
-
-    def slow(by, x, seed, tell, brake):
-        begun.set()
-        while True:
-            brake.check()
-            time.sleep(0.005)
-
+def test_another_wish_ends_what_nobody_wants_any_more(endless):
     s = state()
-    monkeypatch.setattr(joint_module, "aside", slow)
     s.by = "umap"
-    assert begun.wait(60)
+    assert endless.wait(60)
     s.by = "gap"
     assert s.join(60) and s.status == "ready" and s.frame().axes[0] == "along the gap"
 
@@ -355,24 +353,14 @@ def test_a_lasso_of_the_browser_selects_in_all_panels():
     a.close()
 
 
-def test_pages_and_stop_by_button(monkeypatch):
+def test_pages_and_stop_by_button(endless):
     s, a, _ = explorer(each=10)
     a.picked.value = "ant"
     assert "mudpt-off" not in a.after._dom_classes and "mudpt-off" in a.before._dom_classes
     a.after.click()
     assert s.page == 1 and [c["id"] for c in a.guide.cards] == [10, 11]
-    begun = threading.Event()
-
-    def slow(by, x, seed, tell, brake):
-        tell(0.5, "half way")
-        begun.set()
-        while True:
-            brake.check()
-            time.sleep(0.005)
-
-    monkeypatch.setattr(joint_module, "aside", slow)
     a.by.value = "tsne"
-    assert begun.wait(60) and 'role="progressbar"' in a.bar.value
+    assert endless.wait(60) and 'role="progressbar"' in a.bar.value
     a.stop.click()
     s.join()
     assert s.status == "stopped" and a.stop.description == "Go on" and "stopped" in a.status.value
