@@ -52,7 +52,7 @@ class Setup(Control):
         lr:float|None=None, # Learning rate after the warm-up
         bs:int|None=None, # Images per optimiser step
         warmup:int|None=None, # Epochs at a constant 1e-5 before the schedule begins
-        opt:str|None=None, # 'sgd' or 'adamw'
+        opt:str|None=None, # 'sgd', 'adamw' or 'lbfgs'
         sched:str|None=None, # 'cosine' or 'constant'
         momentum:float|None=None, # Of SGD
         weight_decay:float|None=None, # On everything trained
@@ -68,7 +68,7 @@ class Setup(Control):
         self.history = [] # Mean loss of each epoch done
         self.method,self.task,self.clip,self.workers = method,task,method.clip,workers
         seed_all(seed); method.bind(task.names) # first of all: some methods have nothing to train until they know their classes
-        self.o = options(method, epochs=epochs, lr=lr, bs=bs, warmup=warmup, opt=opt, sched=sched, momentum=momentum, weight_decay=weight_decay) | \
+        self.o = options(method, len(task.train), epochs=epochs, lr=lr, bs=bs, warmup=warmup, opt=opt, sched=sched, momentum=momentum, weight_decay=weight_decay) | \
             dict(amp=amp, accum=accum, clip_grad=clip_grad, seed=seed, eval_every=eval_every, augment=augment)
         check_options(self.o, method, task); check_images(task)
         prepare(self)
@@ -76,16 +76,18 @@ class Setup(Control):
 # %% ../nbs/22_train.ipynb #4a661a6a
 def prepare(t) -> None: # A `Setup` with its options settled
     "Make what the options speak of: classes, optimiser, batches"
-    m,task,o = t.method,t.task,t.o
-    t.context,t.scaler = precision(t.clip, o['amp'])
-    m.epochs = o['epochs']
+    m,task,o,began = t.method,t.task,t.o,time.perf_counter()
     m.to(t.clip.device)
+    own = m.meet(task, o) if hasattr(m, 'meet') else None
+    if hasattr(m, 'meet'): t.seconds = time.perf_counter() - began
+    t.context,t.scaler = precision(t.clip, o['amp'], o['opt'] != 'lbfgs')
+    m.epochs = o['epochs']
     t.classes = m.classes(task.names)
     t.optimiser = optimisers[o['opt']]([dict(g, base_lr=g['lr']) for g in m.groups(o['lr'], o['warmup'])], o) if m.n_trainable else None
     t.look = 1 if torch.device(t.clip.device).type == 'cpu' else 16 # steps between looks at the losses
-    if not o['augment'] and not m.prompts_image:
-        t.batches = Stored(features(t.clip, task.train, store=False), [y for _,y in task.train], o['bs'], o['seed'])
-        t.forward = lambda f: m(None, t.classes, image=f)
+    if own is None and not o['augment'] and not m.prompts_image:
+        own = Stored(features(t.clip, task.train, store=False), [y for _,y in task.train], o['bs'], o['seed'])
+    if own is not None: t.batches,t.forward = own,lambda f: m(None, t.classes, image=f)
     else:
         transform = Augment(t.clip.image_size, t.clip.mean, t.clip.std) if o['augment'] else Still(t.clip.test_transform)
         t.batches = loader(task.train, transform, o['bs'], train=True, seed=o['seed'], workers=t.workers)
@@ -178,10 +180,13 @@ class Stepping(Kept):
     def one_step(self, x, y):
         "Loss, gradients, optimiser"
         x,y = (t.to(self.clip.device, non_blocking=True) for t in (x, y))
-        self.optimiser.zero_grad(set_to_none=True)
-        self.buffer[self.at] = batch_loss(self.forward, self.method, x, y, self.o['accum'], self.context, self.scaler.scale)
+        def again():
+            self.optimiser.zero_grad(set_to_none=True)
+            return batch_loss(self.forward, self.method, x, y, self.o['accum'], self.context, self.scaler.scale)
+        self.buffer[self.at] = again()
         if self.at % self.look == 0: check_losses(self, self.at + 1)
-        move(self.optimiser, self.scaler, self.method.parameters(), self.o['clip_grad'])
+        loss = move(self.optimiser, self.scaler, self.method.parameters(), self.o['clip_grad'], again)
+        if loss is not None: self.buffer[self.at] = loss
         self.step,self.at,self.images = self.step + 1,self.at + 1,self.images + len(y)
 
     def end_epoch(self) -> dict: # Data of the `epoch` event
@@ -189,6 +194,7 @@ class Stepping(Kept):
         t = time.perf_counter()
         check_losses(self, self.at)
         losses = self.buffer[:self.at].tolist()
+        if hasattr(self.method, 'settle'): self.method.settle()
         self.seconds += time.perf_counter() - t
         self.history.append(sum(losses) / len(losses))
         self.epoch,self.at = self.epoch + 1,0
