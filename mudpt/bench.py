@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['MORE', 'CHILD', 'names_for', 'Case', 'once', 'look_at', 'look_naively', 'naive_piece', 'turns', 'ours_alone', 'child',
-           'peak_gb', 'naive_peak_gb', 'record', 'bench', 'Bench', 'processor']
+           'peak_gb', 'naive_peak_gb', 'medians', 'record', 'bench', 'Bench', 'processor']
 
-# %% ../nbs/38a_bench.ipynb #0897b051
+# %% ../nbs/38a_bench.ipynb #4365e7c6
 import json, os, platform, statistics, subprocess, sys, time
 
+import numpy as np
 import torch
 
 import mudpt.methods # noqa: F401  (registers them)
@@ -47,11 +48,11 @@ class Case:
         if not self.m.n_trainable: raise BadInput(f"{method} trains nothing: give one of {', '.join(n for n in known if n != method)}")
         self.optimiser = torch.optim.SGD([p for p in self.m.parameters() if p.requires_grad], lr=0., momentum=.9)
 
-    def clock(self) -> float: # Seconds, when all that was asked for is done
+    def clock(self): # [2]: seconds by the clock, and those this process spent on processors, when all that was asked for is done
         if self.clip.device.type == 'cuda': torch.cuda.synchronize(self.clip.device)
-        return time.perf_counter()
+        return np.array([time.perf_counter(), time.process_time()])
 
-    def step(self, m, names=None): # -> (logits, seconds): one training step of `m`
+    def step(self, m, names=None): # -> (logits, seconds [2]): one training step of `m`
         names, m.epoch, m.epochs, t = names or self.names, 0, 10, self.clock()
         m.train()
         self.optimiser.zero_grad(set_to_none=True)
@@ -60,9 +61,9 @@ class Case:
         self.optimiser.step()
         return out.logits.detach(), self.clock() - t
 
-# %% ../nbs/38a_bench.ipynb #d711986f
+# %% ../nbs/38a_bench.ipynb #7e433bcf
 @torch.no_grad()
-def once(case:Case) -> tuple: # (class features or None, seconds)
+def once(case:Case) -> tuple: # (class features or None, seconds [2])
     "What an evaluation does before its first batch"
     t = case.clock()
     case.m.eval()
@@ -70,14 +71,14 @@ def once(case:Case) -> tuple: # (class features or None, seconds)
     return text, case.clock() - t
 
 @torch.no_grad()
-def look_at(case:Case, m, text=None) -> tuple: # (logits, seconds)
+def look_at(case:Case, m, text=None) -> tuple: # (logits, seconds [2])
     "One batch of an evaluation"
     m.eval()
     t = case.clock()
     return m(case.x, case.names, text=text).logits, case.clock() - t
 
 @torch.no_grad()
-def look_naively(case:Case, piece:int) -> tuple: # (logits, seconds)
+def look_naively(case:Case, piece:int) -> tuple: # (logits, seconds [2])
     "One batch the naive way, its classes a few at a time where they would not fit"
     if piece >= len(case.names) or case.n.order not in ('apart', 'text first'): return look_at(case, case.n)
     case.n.eval()
@@ -93,7 +94,7 @@ def naive_piece(case:Case, share:float=.6) -> int: # Classes
     return max(1, int(free_memory(case.clip.device) * share / a_class))
 
 def turns(case:Case, rounds:int, piece:int, # Classes that the naive way takes at a time; 0: leave it out
-          patience:float=120.) -> dict: # No new round after so many seconds. {what: [seconds]}
+          patience:float=120.) -> dict: # No new round after so many seconds. {what: [seconds [2]]}
     "Training steps and batches, ours and the naive way's in turn"
     if not piece: return ours_alone(case, rounds, patience)
     whole, seen, begun = piece >= len(case.names), dict(step=[], naive_step=[], text=[], batch=[], naive_batch=[]), time.perf_counter()
@@ -131,7 +132,7 @@ def child(job:dict) -> None:
     case = Case(job['method'], clip, job['classes'], job['batch'], **job['args'])
     peak = Peak(clip.device)
     case.step(case.n if job['naive'] else case.m)
-    print(json.dumps(peak.mib / 953.674))
+    print(json.dumps(peak.mib * 2**20 / 1e9))
 
 def peak_gb(job:dict) -> float|None: # GB = 10⁹ bytes; None if the process did not live to tell
     "The most memory one training step needs, model included"
@@ -147,18 +148,27 @@ def naive_peak_gb(job:dict, piece:int) -> tuple: # (GB, how it was had)
     if a is None or b is None: return None, 'not had'
     return a + (b - a) * (C - lo) / (hi - lo), f'extrapolated from {lo} and {hi} classes'
 
-# %% ../nbs/38a_bench.ipynb #49f64505
+# %% ../nbs/38a_bench.ipynb #299ec88a
+def medians(seen:dict, clock:int, # 0: on the wall; 1: of the processor
+            share:float # Part of a batch in the whole evaluation
+           ) -> dict:
+    "Medians, and how often the naive way's time ours goes into"
+    m = {k: statistics.median(float(t[clock]) for t in v) for k, v in seen.items() if isinstance(v, list)}
+    both = 'naive_step' in m
+    return dict(medians=m, step_ratio=m['naive_step'] / m['step'] if both else None,
+                eval_ratio=m['naive_batch'] / (m['text'] * share + m['batch']) if both else None)
+
 def record(case:Case, seen:dict, piece:int, n_test:int, speed:float, **rest) -> dict: # speed: operations per second
     "One line of the bench"
     low = sum(floor_ops(case.m, case.names, len(case.x)).values()) if case.m.order != 'image first' else None
-    med = {k: statistics.median(v) for k, v in seen.items() if isinstance(v, list)}
     B, C = len(case.x), len(case.names)
-    ours, both = med['text'] * B / n_test + med['batch'], 'naive_step' in med
-    return dict(method=case.m.name, model=case.clip.name, classes=C, batch=B, device=str(case.clip.device), threads=torch.get_num_threads(), dtype=case.clip.precision,
-        step_ratio=med['naive_step'] / med['step'] if both else None, eval_ratio=med['naive_batch'] / ours if both else None, medians=med, spread={k: [min(v), max(v)] for k, v in seen.items() if isinstance(v, list)},
-        rounds=len(seen['step']) // 2, n_test=n_test, naive_pieces=piece if 0 < piece < C else None, max_dlogits=seen['dlogits'], trainable=case.m.n_trainable,
-        floor_ops=low, rate=speed, floor=low and low / speed, **rest)
+    wall, cpu = (medians(seen, i, B / n_test) for i in (0, 1))
+    spread = {k: [float(f(t[0] for t in v)) for f in (min, max)] for k, v in seen.items() if isinstance(v, list)}
+    return dict(method=case.m.name, model=case.clip.name, classes=C, batch=B, device=str(case.clip.device), threads=torch.get_num_threads(),
+        dtype=case.clip.precision, **wall, processor=cpu, spread=spread, rounds=len(seen['step']) // 2, n_test=n_test, naive_pieces=piece if 0 < piece < C else None,
+        max_dlogits=seen['dlogits'], trainable=case.m.n_trainable, floor_ops=low, rate=speed, floor=low and low / speed, **rest)
 
+# %% ../nbs/38a_bench.ipynb #d71630de
 def bench(methods=('MaPLe', 'MuDPT', 'DCP', 'DPT', 'CoOp'), # Names
           classes=(10, 100), # How many, one case each
           models=('ViT-B-16',), # open_clip's names; random weights, which are as fast as any
@@ -200,16 +210,15 @@ class Bench:
     @property
     def where(self) -> dict:
         "The machine and the versions"
-        from mudpt.results import have
-        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-        return dict(machine=platform.machine(), processor=processor(), cores=os.cpu_count(), gpu=gpu, python=platform.python_version(), **{p: have(p) for p in ('torch', 'open_clip_torch', 'mudpt')})
+        from mudpt.runfolder import environment
+        return dict(processor=processor(), cores=os.cpu_count()) | environment('cuda' if torch.cuda.is_available() else 'cpu')
 
     def lines(self) -> list: # Header and rows, as text
-        head = 'method', 'model', 'classes', 'batch', 'floor', 'step', 'naive', 'ratio', 'eval ratio', 'peak GB', 'naive GB', '|Δlogits|'
+        head = 'method', 'model', 'classes', 'batch', 'floor', 'step', 'naive', 'ratio', 'processor', 'eval ratio', 'peak GB', 'naive GB', '|Δlogits|'
         gb = lambda r, k: '' if r[k] is None else f"{'~' * (k == 'naive_peak_gb' and r['naive_peak'] != 'measured')}{r[k]:.1f}"
         said = lambda v, form: '' if v is None else format(v, form[:-1]) + form[-1].replace('s', ' s')
         row = lambda r: (r['method'], r['model'], f"{r['classes']:,}", str(r['batch']), said(r['floor'], '.2fs'), said(r['medians']['step'], '.2fs'), said(r['medians'].get('naive_step'), '.2fs'),
-                         said(r['step_ratio'], '.1f×'), said(r['eval_ratio'], '.1f×'), gb(r, 'peak_gb'), gb(r, 'naive_peak_gb'), '' if r['max_dlogits'] is None else f"{r['max_dlogits']:.0e}")
+                         said(r['step_ratio'], '.1f×'), said(r['processor']['step_ratio'], '.1f×'), said(r['eval_ratio'], '.1f×'), gb(r, 'peak_gb'), gb(r, 'naive_peak_gb'), '' if r['max_dlogits'] is None else f"{r['max_dlogits']:.0e}")
         return [head, *map(row, self.records)]
 
     def markdown(self) -> str:

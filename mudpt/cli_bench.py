@@ -26,7 +26,11 @@ def bench(methods: Annotated[str, Option(help='Names with commas')] = 'MaPLe,MuD
           device: Device = None, precision: Precision = 'fp32', debug: Debug = False):
     "Time training steps and evaluations beside the naive way, with the proof that both compute the same"
     from mudpt.bench import Bench, bench as run
-    def tell(r): say(f"{r['method']}, {r['classes']:,} classes: step {r['medians']['step']:.2f} s" + (f", {r['step_ratio']:.1f}× the naive way's speed, evaluation {r['eval_ratio']:.1f}×, |Δlogits| {r['max_dlogits']:.0e}" if r['step_ratio'] else '')); done.append(r); json and Bench(done).save(json)
+    def tell(r):
+        done.append(r)
+        if json: Bench(done).save(json)
+        more = f", {r['step_ratio']:.1f}× the naive way's speed (processor time: {r['processor']['step_ratio']:.1f}×), evaluation {r['eval_ratio']:.1f}×, |Δlogits| {r['max_dlogits']:.0e}" if r['step_ratio'] else ''
+        say(f"{r['method']}, {r['classes']:,} classes: step {r['medians']['step']:.2f} s{more}")
     done = []
     b = run(words(methods), numbers(classes), words(models), batch, device, precision, rounds, memory=memory, tell=tell)
     typer.echo(b)

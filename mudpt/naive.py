@@ -36,7 +36,7 @@ def naive(m): # A method on an open_clip model
 def in_pieces(n, # A method that works the naive way, order 'apart' or 'text first'
               x, y, names, # A batch, and all class names
               piece:int, # Classes that go at a time
-              clock, # () -> seconds
+              clock, # () -> seconds, a number or an array
              ) -> tuple: # (logits [B, C], seconds of one training step)
     "One training step of `n`, its gradients left in the parameters, timed without what only saves memory"
     if n.order not in ('apart', 'text first'): raise BadInput(f"{n.name} runs {n.order}: its classes cannot be taken a few at a time")
