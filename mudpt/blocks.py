@@ -76,6 +76,9 @@ class Block:
 
     def norm(self, x): return self.blk.ln_1(x)
     def packed(self): return self.attn.in_proj_weight, self.attn.in_proj_bias
+    def linear(self, y, rows=slice(None)): # Normed tokens [..., T, D] through (some rows of) the packed projection
+        w, b = self.packed()
+        return F.linear(y, w[rows], None if b is None else b[rows])
     def qk_norm(self, q, k): return (self.attn.ln_q(q), self.attn.ln_k(k)) if hasattr(self.attn, 'ln_q') else (q, k)
 
     def mix(self, o): # Heads side by side [..., T, D] -> the output projection [..., T, D]
@@ -102,13 +105,13 @@ def qkv(b, # A `Block`
         ask=None # How many leading tokens ask (all if None), or other tokens that ask [..., Tq, D]
        ): # q [..., h, Tq, d], k and v [..., h, T, d]
     "Queries, keys and values, heads in front"
-    y, (w, bias) = b.norm(x), b.packed()
-    if ask is None: q, k, v = F.linear(y, w, bias).chunk(3, -1)
+    y = b.norm(x)
+    if ask is None: q, k, v = b.linear(y).chunk(3, -1)
     else:
-        D = w.shape[0] // 3
+        D = b.packed()[0].shape[0] // 3
         z = y[..., :ask, :] if isinstance(ask, int) else b.norm(ask)
-        q = F.linear(z, w[:D], None if bias is None else bias[:D])
-        k, v = F.linear(y, w[D:], None if bias is None else bias[D:]).chunk(2, -1)
+        q = b.linear(z, slice(0, D))
+        k, v = b.linear(y, slice(D, None)).chunk(2, -1)
     q, k, v = (_heads(t, b.heads) for t in (q, k, v))
     return *b.qk_norm(q, k), v
 

@@ -96,7 +96,7 @@ def look(method, # Any method
     with torch.set_grad_enabled(grad), trace(m, grad) as t, at_rest(m):
         text = None
         if m.order in ('apart', 'text first'):
-            with clip.autocast(): text = m.text_features(cl) if m.text() else clip.text.encode(cl, {})
+            with clip.autocast(): text = m.text_features(cl) if m.text() else m.text_tower.encode(cl, {})
             clip.text.look = None # what is encoded from here on is an auxiliary pass
         out = m(x, cl, text=text)
     return Look(m, picture, mask, cl, out, t, grad)

@@ -99,7 +99,7 @@ def word_space(m, x, cl, k, j, baseline='zero')->Space:
     with torch.no_grad(): image = m(x, cl).image if m.order in ('apart', 'image first') else None
     def f(e):
         with with_words(T, cl, k, places, e[0]):
-            text = None if m.order not in ('apart', 'text first') else m.text_features(cl) if m.text() else T.encode(cl, {})
+            text = None if m.order not in ('apart', 'text first') else m.text_features(cl) if m.text() else m.text_tower.encode(cl, {})
             return lead(m(x, cl, text=text, image=image).logits, k, j)
     n, d = e.shape[1:]
     return Space(e, base, rowwise(f), [word(T, int(cl.ids[k, p])) for p in places], ['words']*n, torch.arange(n, device=e.device)[None, :, None].repeat(1, 1, d), (1, d), (1, d))

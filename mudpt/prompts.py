@@ -80,6 +80,7 @@ def signature(cls)->dict: # {argument: inspect.Parameter}
 Prompts.__init_subclass__ = classmethod(_init_subclass)
 Prompts.args = property(lambda self: {k: getattr(self, k) for k in signature(type(self))})
 Prompts.prompts_image = property(lambda self: self.order in ('text first', 'lockstep') or bool(self.image())) # If not, plain image features may be kept
+Prompts.text_tower, Prompts.image_tower = (property(lambda self, k=k: getattr(self.clip, k)) for k in ('text', 'image')) # What the method walks on; overridden by who changes the towers themselves
 Prompts.name = property(lambda self: type(self).__name__)
 Prompts.n_trainable = property(lambda self: sum(p.numel() for p in self.parameters() if p.requires_grad))
 
@@ -105,30 +106,30 @@ def text_features(self:Prompts, names): # [G, C, E], unnormalised; pass it on as
     cl, p = self.classes(names), self.text()
     if not p: return frozen(self.clip, cl)
     if self.paired and len(p[0]) != len(cl): raise BadInput(f"{self.name} holds a context for each of {len(p[0])} classes and was asked about {len(cl)}: use shared context for new names")
-    with self.clip.autocast(): return self.clip.text.encode(cl, p, paired=self.paired)
+    with self.clip.autocast(): return self.text_tower.encode(cl, p, paired=self.paired)
 
 Prompts.classes, Prompts.text_features = classes, text_features
 
-# %% ../nbs/02_prompts.ipynb #1aa807ba
+# %% ../nbs/02_prompts.ipynb #40c04394
 def apart(m, x, cl, text, image, extra):
     "Nobody reads anybody"
-    if image is None: image = m.clip.image.encode(x, m.image(), m.after_ln)
+    if image is None: image = m.image_tower.encode(x, m.image(), m.after_ln)
     return m.text_features(cl) if text is None else text, image
 
 def image_first(m, x, cl, text, image, extra):
     "Text prompts are made from the image feature: one set of class features per image"
-    if image is None: image = m.clip.image.encode(x, m.image(), m.after_ln)
-    return m.clip.text.encode(cl, m.text_from(F.normalize(image.float(), dim=-1))), image
+    if image is None: image = m.image_tower.encode(x, m.image(), m.after_ln)
+    return m.text_tower.encode(cl, m.text_from(F.normalize(image.float(), dim=-1))), image
 
 def text_first(m, x, cl, text, image, extra):
     "Image prompts are made from the class features (raw, [C, E]) and the tokens that arrive at a block"
     if text is None: text = m.text_features(cl)
-    return text, m.clip.image.encode(x, m.image_from(x, text[0], cl, extra), m.after_ln)
+    return text, m.image_tower.encode(x, m.image_from(x, text[0], cl, extra), m.after_ln)
 
 # %% ../nbs/02_prompts.ipynb #b1827cd8
 def lockstep(m, x, cl, text, image, extra):
     "Before each block the method may rewrite both towers' prompts from both"
-    T, V = m.clip.text, m.clip.image
+    T, V = m.text_tower, m.image_tower
     s, u = T.start(cl, m.text().get(0)), V.start(x, m.image().get(0), m.after_ln)
     for i in range(max(T.layers, V.layers)):
         t, v = m.couple(i, T.prompts(s), V.prompts(u)) if i < min(T.layers, V.layers) else (None, None)
