@@ -157,7 +157,7 @@ class TextStream:
     cl: Classes
     x: torch.Tensor # Tokens: [G, C, T, D], or the shared prefix [G, P, D]
     ctx: torch.Tensor | None = None # Vectors of layer 0 [G, n, D]
-    paired: bool = False # Context g belongs to class g alone
+    paired: bool = False # Context g belongs to class g alone; one context is everyone's until classes part
     kv: list = field(default_factory=list) # The prefix' keys and values, layer by layer
     mask: torch.Tensor | None = None
 
@@ -192,12 +192,18 @@ def step(self:FullText, i:int, s:TextStream):
     look = None if self.look is None else lambda w: self.look('text', i, w)
     s.x = block_step(self.blocks[i], s.x, s.mask, look=look)
 
+def _last_slots(cl, p): # Where vectors [G, n, D] go
+    "They overwrite the slots; fewer vectors than slots overwrite the last of them"
+    if p.shape[1] > cl.n_ctx: raise BadInput(f"{p.shape[1]} vectors for {cl.n_ctx} slots: the layout has to offer a slot for each vector (n_slots)")
+    return cl.lead + cl.n_ctx - p.shape[1], cl.lead + cl.n_ctx
+
 def put(self:FullText, s:TextStream, p): # [n, D] or [G, n, D]
-    "Overwrite the slots"
-    p = _contexts(p)[:, None].to(s.x.dtype)
+    "Overwrite the slots, or the last n of them"
+    p = _contexts(p).to(s.x.dtype)
+    a, b = _last_slots(s.cl, p)
     s.x = s.x.expand(max(len(s.x), len(p)), -1, -1, -1)
-    p = p.expand(*s.x.shape[:2], -1, -1)
-    s.x = torch.cat([s.x[:, :, :s.cl.lead], p, s.x[:, :, s.cl.lead + s.cl.n_ctx:]], 2)
+    p = p[:, None].expand(*s.x.shape[:2], -1, -1)
+    s.x = torch.cat([s.x[:, :, :a], p, s.x[:, :, b:]], 2)
 
 def prompts(self:FullText, s:TextStream): # What the slots hold now [G, C, n, D]
     return s.x[:, :, s.cl.lead:s.cl.lead + s.cl.n_ctx]
@@ -246,9 +252,10 @@ class SharedText(FullText):
 
     def put(self, s, p):
         if not s.cl.in_row: raise BadInput("deep prompts need position='end': slots after a name differ from class to class")
-        lead, p = s.cl.lead, _contexts(p).to(s.x.dtype)
+        p = _contexts(p).to(s.x.dtype)
+        a, b = _last_slots(s.cl, p)
         s.x = s.x.expand(max(len(s.x), len(p)), -1, -1)
-        s.x = torch.cat([s.x[:, :lead], p.expand(len(s.x), -1, -1), s.x[:, lead + s.cl.n_ctx:]], 1)
+        s.x = torch.cat([s.x[:, :a], p.expand(len(s.x), -1, -1), s.x[:, b:]], 1)
 
     def prompts(self, s): return s.x[:, None, s.cl.lead:s.cl.lead + s.cl.n_ctx]  # [G, 1, n, D]: the same for all classes
 
@@ -285,7 +292,7 @@ def names_pass(self:SharedText, cl, lo, hi, paired, ctx, *kv): # Features [G, hi
     of = packed(cl, lo, hi, paired, None if self.look is None else cl.S)  # who looks sees rows of one length in all chunks
     x = self.names_in(cl, lo, hi, of.S, paired, ctx)
     G = max(len(t) for t in kv)  # one context, one per image, or (lockstep) one that became many on the way
-    kv = [t[lo:hi] if paired else t.expand(G, -1, -1, -1) for t in kv]
+    kv = [t.expand(len(cl), -1, -1, -1)[lo:hi] if paired else t.expand(G, -1, -1, -1) for t in kv]  # paired: the classes' own, or what they still shared
     x = of.pack(x.unflatten(0, (hi - lo, 1)) if paired else x.expand(G, -1, -1, -1))  # [G, N, D]; paired: [C, S, D]
     for i, b in enumerate(self.blocks):
         look = None if self.look is None else lambda w, i=i: self.look('text', i, w)
@@ -312,7 +319,7 @@ def names_in(self:SharedText, cl, lo, hi, S, paired, ctx): # [1 or G, hi-lo, S, 
     own = slice(cl.P, cl.P + S)
     x, slot = self.net.token_embedding(cl.ids[lo:hi, own]), cl.slot[lo:hi, own]
     if not cl.in_row and ctx is not None:
-        ctx = ctx[lo:hi] if paired else ctx[:, None].expand(-1, hi - lo, -1, -1)
+        ctx = ctx.expand(len(cl), -1, -1)[lo:hi] if paired else ctx[:, None].expand(-1, hi - lo, -1, -1)
         if not paired: x, slot = x.expand(len(ctx), *x.shape), slot.expand(len(ctx), *slot.shape)
         x = _fill(x, slot, ctx)
     elif not paired: x = x[None]
