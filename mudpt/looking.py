@@ -119,7 +119,8 @@ def heads(self, tower, layer=-1, name=None, parts=None): # [h, T, T]
     c, raw, paired = self.index(name), parts['text', i].detach(), self.method.paired
     if ('prefix', i) not in parts: return raw[c, 0] if paired else raw[0, c]
     own = raw[c, :, 0] if paired else raw[0, :, c]
-    return assemble(own, parts['prefix', i].detach()[c if paired else 0], int(self.cl.pool[c]) + 1)
+    prefix = parts['prefix', i].detach()
+    return assemble(own, prefix[c if len(prefix) > 1 and paired else 0], int(self.cl.pool[c]) + 1)  # until classes part, one prefix is everyone's
 
 def one_head(self, h, head): # [h, ...] -> [...]
     "One head, or the mean of all if None"
