@@ -66,6 +66,7 @@ class Fit(torch.optim.LBFGS):
 
 optimisers = dict(
     sgd = lambda groups, o: torch.optim.SGD(groups, lr=o['lr'], momentum=o['momentum'], weight_decay=o['weight_decay']),
+    adam = lambda groups, o: torch.optim.Adam(groups, lr=o['lr'], weight_decay=o['weight_decay']),
     adamw = lambda groups, o: torch.optim.AdamW(groups, lr=o['lr'], weight_decay=o['weight_decay']),
     lbfgs = Fit)
 

@@ -52,7 +52,7 @@ class Setup(Control):
         lr:float|None=None, # Learning rate after the warm-up
         bs:int|None=None, # Images per optimiser step
         warmup:int|None=None, # Epochs at a constant 1e-5 before the schedule begins
-        opt:str|None=None, # 'sgd', 'adamw' or 'lbfgs'
+        opt:str|None=None, # 'sgd', 'adam', 'adamw' or 'lbfgs'
         sched:str|None=None, # 'cosine' or 'constant'
         momentum:float|None=None, # Of SGD
         weight_decay:float|None=None, # On everything trained

@@ -62,7 +62,7 @@ def test_same_seed_same_prompts_other_seed_other_prompts():
 
 
 @pytest.mark.parametrize("cls", [Method, Draws])
-@pytest.mark.parametrize("opt", ["sgd", "adamw"])
+@pytest.mark.parametrize("opt", ["sgd", "adam", "adamw"])
 def test_continued_from_an_epoch_is_bit_for_bit_uninterrupted(cls, opt):
     whole = make(cls, opt=opt).fit()
     first = make(cls, opt=opt)
@@ -193,7 +193,7 @@ def test_rare_looks_find_the_same_step():
     "kw,says",
     [
         (dict(epochs=0), "epochs=0"), (dict(bs=0), "bs=0"), (dict(lr=0.0), "lr=0"), (dict(lr=-1.0), "lr=-1"), (dict(lr=math.nan), "lr=nan"),
-        (dict(accum=9), "accum=9"), (dict(opt="adam"), "did you mean 'adamw'"), (dict(sched="cosin"), "did you mean 'cosine'"),
+        (dict(accum=9), "accum=9"), (dict(opt="adamv"), "did you mean 'adam'"), (dict(sched="cosin"), "did you mean 'cosine'"),
         (dict(amp="fp16"), "needs a CUDA device"), (dict(warmup=-1), "warmup=-1"), (dict(bs=2.5), "bs=2.5"),
     ],
 )  # fmt: skip
