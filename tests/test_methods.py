@@ -33,6 +33,7 @@ VARIANTS = {
         dict(stage="vlp", n_ctx=2, n_image=2),
         dict(stage="vpt", n_image=2),
     ],
+    "TCP": [{}, dict(n_ctx=2, block=1), dict(template="a photo of a {}, a type of pet.")],
 }
 CASES = [(name, kw) for name, many in VARIANTS.items() for kw in many]
 IDS = [f"{n}({','.join(f'{k}={v}' for k, v in kw.items())})" for n, kw in CASES]
@@ -122,7 +123,7 @@ def test_contract(kind, name, kw, tmp_path):
 @pytest.mark.parametrize("name,kw", CASES, ids=IDS)
 def test_resnet(name, kw):
     "Text-only methods run on a ResNet; the others say what to use instead"
-    clip, text_only = small("resnet"), name in ("ZeroShot", "CoOp", "CoCoOp") or kw.get("n_ctx_image") == 0
+    clip, text_only = small("resnet"), name in ("ZeroShot", "CoOp", "CoCoOp", "TCP") or kw.get("n_ctx_image") == 0
     if not text_only:
         with pytest.raises(NoSlots, match="use a ViT, or a text-only method: CoOp, CoCoOp"):
             methods[name](clip, **kw)

@@ -10,11 +10,12 @@ from mudpt.methods.dpt import DPT
 from mudpt.methods.ivlp import IVLP
 from mudpt.methods.maple import MaPLe
 from mudpt.methods.mudpt import MuDPT
+from mudpt.methods.tcp import TCP
 from mudpt.methods.vpt import VPT
 from mudpt.methods.zeroshot import ZeroShot
 from mudpt.prompts import methods as _registry
 
-__all__ = ["ZeroShot", "CoOp", "CoCoOp", "VPT", "IVLP", "MaPLe", "MuDPT", "DCP", "DPT"]
+__all__ = ["ZeroShot", "CoOp", "CoCoOp", "VPT", "IVLP", "MaPLe", "MuDPT", "DCP", "DPT", "TCP"]
 
 
 class _Methods(ModuleType):
