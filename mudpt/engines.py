@@ -6,13 +6,14 @@
 __all__ = ['Todo', 'give', 'Job', 'outcome', 'note', 'write_down', 'strike', 'Stop', 'here', 'serve', 'Worker', 'ended', 'shares',
            'pool', 'dismiss', 'pickled']
 
-# %% ../nbs/47a_engines.ipynb #6d9dfd42
-import json, os, pickle, queue, signal, subprocess, sys, threading, time, traceback
+# %% ../nbs/47a_engines.ipynb #1e5ce069
+import json, os, pickle, queue, signal, subprocess, sys, threading, time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
-from .core import BadInput, MudptError, digest
+from .core import BadInput, digest
+from .surviving import said
 from .train import Control
 
 # %% ../nbs/47a_engines.ipynb #87f8f5e0
@@ -121,12 +122,11 @@ def write_down(self:Job, cell:dict, e, # An exception, or a sentence
               ) -> dict: # The outcome
     "Record a failure that has no run to be recorded in"
     from mudpt import runfolder as f
-    said = str(e) if isinstance(e, (MudptError, str)) else f'{type(e).__name__}: {e}'
-    trace = '' if isinstance(e, (MudptError, str)) else ''.join(traceback.format_exception(e))
+    why = said(e) if isinstance(e, Exception) else dict(error=e, traceback='')
     folder,when = self.note(cell),f.now()
     folder.mkdir(parents=True, exist_ok=True)
     f.put_record(folder, dict(format=f.FORMAT, key=digest(json.dumps(cell, sort_keys=True)), status='error', cell=cell, clip={}, env={}, git=None, data={}, started=when,
-                              finished=when, where=f.here(), progress={}, row={}, timing={}, error=said, traceback=trace))
+                              finished=when, where=f.here(), progress={}, row={}, timing={}, **why))
     return outcome(folder)
 
 def strike(folder) -> None:

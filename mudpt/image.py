@@ -88,17 +88,18 @@ def finish(self:ViT, s:ImageStream): # [B, E]
     return self.pool(s.x[:, :s.base])
 
 def encode(self:ViT, images, # [B, 3, H, H]
-           prompts=None, # {layer: [n, D] or [B, n, D]}, or `see(i, tokens [B, T, D]) -> prompts or None`
+           prompts=None, # {layer: [n, D] or [B, n, D]}, or `see(i, tokens [B, T, D]) -> prompts or None`; `see.at`, if there is one: layers at which it has some
            after_ln=False # Where layer 0 enters
           ): # [B, E]
     "All layers, with prompts stated or computed from the tokens that arrive"
     see = prompts if callable(prompts) else None
     stated = {} if see else prompts or {}
+    at = getattr(see, 'at', ()) if see else stated
     s = self.start(images, stated.get(0), after_ln)
     for i in range(self.layers):
         p = see(i, s.x[:, :s.base]) if see else stated.get(i) if i else None
         if p is not None: self.put(s, p)
-        self._step(i, s, replaced=not see and i + 1 in stated)
+        self._step(i, s, replaced=i + 1 in at)
     return self.finish(s)
 
 ViT._step, ViT.step, ViT.finish, ViT.encode = _step, _step, finish, encode

@@ -50,7 +50,8 @@ class SweepState:
         now = [b['status'] for b in board]
         counts = {w: now.count(w) for w in SIGNS if w in now}
         name = lambda b: ' · '.join(at[b['i']])
-        return View(str(s).split('  ')[2], (counts.get('done', 0) + counts.get('error', 0))/len(board), counts, list({r: 0 for r,_ in at.values()}), list({c: 0 for _,c in at.values()}),
+        over = counts.get('done', 0) + counts.get('error', 0)
+        return View(f'{over}/{len(board)}', over/len(board), counts, list({r: 0 for r,_ in at.values()}), list({c: 0 for _,c in at.values()}),
                     {at[b['i']]: place(b) for b in board}, [(name(b), b['where'].get('host', ''), b['where'].get('pid', ''), epochs(b)) for b in board if b['status'] == 'running'],
                     so_far(board, at), [(name(b), b['error'] or 'no reason is recorded') for b in board if b['status'] == 'error'], s.busy)
 

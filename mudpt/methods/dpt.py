@@ -103,6 +103,7 @@ def image_from(self:DPT, images, text, cl, extra): # -> see(i, tokens)
         p, o = self.cavpt[j](text[chosen], tokens.detach() if self.training else tokens)
         if self.heads is not None and self.heads[j].out_features == len(cl): rows.append(self.heads[j](o))
         return p
+    see.at = range(self.clip.image.layers)
     return see
 
 DPT.fixed, DPT.image_from = fixed, image_from
