@@ -15,6 +15,7 @@ import torch
 from .comparing import find_task, made_for
 from .core import BadInput, MudptError, needs, pick_device, seed_all, unknown
 from .prompts import methods, signature
+from .regularise import regularisers, spelled
 from .train import Trainer
 
 # %% ../nbs/40b_choices.ipynb #52bdc311
@@ -110,7 +111,8 @@ def recipe_fields(cls) -> list: # Of `Field`
     "What can be changed in a method's recipe, with what it says"
     from mudpt.steps import COMMON
     says = COMMON | (cls.recipe or {})
-    return [Field(n, label, kind, None, doc, low, f"{cls.__name__}'s {says[n]}") for n, label, kind, low, doc in RECIPE] + OPT
+    held = Field('regulariser', 'Regulariser', 'pick', None, 'What holds the prompts near the frozen model', options=('none', *regularisers))
+    return [Field(n, label, kind, None, doc, low, f"{cls.__name__}'s {says[n]}") for n, label, kind, low, doc in RECIPE] + [*OPT, held]
 
 # %% ../nbs/40b_choices.ipynb #0f65d83b
 class Choices(_t.HasTraits):
@@ -119,7 +121,7 @@ class Choices(_t.HasTraits):
     shots, seed, args, augment = _t.Int(8), _t.Int(1), _t.Dict(), _t.Bool(True)
     epochs, bs, warmup = (_t.Int(None, allow_none=True) for _ in range(3))
     lr, weight_decay = (_t.Float(None, allow_none=True) for _ in range(2))
-    opt, sched = (_t.Unicode(None, allow_none=True) for _ in range(2))
+    opt, sched, regulariser = (_t.Unicode(None, allow_none=True) for _ in range(3))
     wrong = _t.Dict() # {field: sentence}
 
     def __init__(self, clip=None, # The frozen model; the emoji CLIP if omitted
@@ -135,6 +137,9 @@ class Choices(_t.HasTraits):
         if p.value not in methods: raise unknown('method', p.value, methods)
         return p.value
 
+    @_t.validate('regulariser')
+    def _held(self, p): return spelled(p.value)
+
     @_t.observe('method')
     def _fresh(self, _): # what two methods have in common stays as it was set
         self.args = {k: v for k, v in self.args.items() if k in signature(self.cls)}
@@ -147,7 +152,8 @@ class Choices(_t.HasTraits):
         from mudpt import emoji
         return list(dict.fromkeys([*self._tasks, *emoji.tasks()]))
     @property
-    def fields(self) -> list: return [replace(DATA[0], options=tuple(self.known_tasks())), *DATA[1:]] + argument_fields(self.cls) + recipe_fields(self.cls)
+    def fields(self) -> list: return [replace(DATA[0], options=tuple(self.known_tasks())), *DATA[1:]] + argument_fields(self.cls) + [self._with(f) for f in recipe_fields(self.cls)]
+    def _with(self, f): return replace(f, options=(*f.options, self.regulariser)) if f.name == 'regulariser' and self.regulariser not in (None, *f.options) else f
 
 # %% ../nbs/40b_choices.ipynb #d38964b9
 def value(self:Choices, f:Field):
@@ -161,7 +167,7 @@ def enter(self:Choices, name:str, text) -> bool: # Was it understood?
     rest = {k: v for k, v in self.wrong.items() if k != name}
     try: v = parse(f, text)
     except BadInput as e: self.wrong = {**rest, name: str(e)}; return False
-    if f.kind == 'pick' and v == 'recipe': v = None
+    if f.kind == 'pick' and v in ('recipe', 'none'): v = None
     if name.startswith('args.'): self.args = {k: w for k, w in {**self.args, f.label: v}.items() if k != f.label or v != f.default}
     else: setattr(self, name, v)
     self.wrong = rest
@@ -189,7 +195,7 @@ def build(self:Choices) -> tuple: # (a `Trainer`, {part: (items, names)} to glan
     clip = self.the_clip()
     seed_all(self.seed)
     m = self.cls(clip, **made_for(self.cls, sample) | self.args)
-    t = Trainer(m, part, seed=self.seed, augment=self.augment, **{k: getattr(self, k) for k in ('epochs', 'lr', 'bs', 'warmup', 'weight_decay', 'opt', 'sched')})
+    t = Trainer(m, part, seed=self.seed, augment=self.augment, **{k: getattr(self, k) for k in ('epochs', 'lr', 'bs', 'warmup', 'weight_decay', 'opt', 'sched', 'regulariser')})
     parts = {'train': (part.train, part.names), 'base' if part.half else 'held out': (part.val, part.names)}
     if part.half and not m.class_specific: parts['new'] = (sample.new.val, sample.new.names)
     return t, {k: p for k, p in parts.items() if p[0]}

@@ -20,7 +20,7 @@ from .lab import lab
 from .cli_protocols import base_to_new, cross_dataset, domain_shift, few_shot
 from .cli_runs import card, table
 from .cli_sweep import sweep
-from .terminal import (Batch, Debug, Device, Epochs, File, Json, Model, Out, Precision, Pretrained, Published, Recorded, Seeds, Set, Shots, TaskName, TaskNames, budget,
+from .terminal import (Batch, Debug, Device, Epochs, File, Json, Model, Out, Precision, Pretrained, Published, Recorded, Regulariser, Seeds, Set, Shots, TaskName, TaskNames, budget,
     checked, numbers, say, screen, settings, show, tell, the_class, the_clip, told, typed, words)
 
 # %% ../nbs/50_cli.ipynb #effe0e24
@@ -55,7 +55,7 @@ def train(method: Annotated[str, Argument(help='Which method, for example MaPLe'
           half: Annotated[str, Option(help="'base': the first half of the classes; 'all'")] = 'base',
           out: Annotated[Optional[Path], Option(help='The prompt file; <method>.safetensors if omitted')] = None,
           epochs: Annotated[Optional[int], Option(help='This and the next two: from the published recipe if omitted')] = None,
-          lr: Optional[float] = None, bs: Optional[int] = None,
+          lr: Optional[float] = None, bs: Optional[int] = None, regulariser: Regulariser = '',
           runs: Annotated[Path, Option(help='Folder in which the run is kept; the same command continues one that was interrupted')] = Path('runs'),
           log: Annotated[Optional[Path], Option(help='Write events to this file, a JSON object a line')] = None, set: Set = [], # noqa: B006
           model: Model = 'emoji', pretrained: Pretrained = None, file: File = None, device: Device = None, precision: Precision = 'fp32', debug: Debug = False):
@@ -63,6 +63,7 @@ def train(method: Annotated[str, Argument(help='Which method, for example MaPLe'
     from mudpt.comparing import find_task
     from mudpt.core import BadInput, unknown, write_whole
     from mudpt.once import Once
+    from mudpt.regularise import spelled
     from mudpt.runfolder import PROMPTS, SAFE
     from mudpt.shelf import writing
     from mudpt.train import Bar, Log
@@ -72,7 +73,7 @@ def train(method: Annotated[str, Argument(help='Which method, for example MaPLe'
     args = settings(set)
     args = args.get('', {}) | args.get(method, {})
     cls,source = the_class(method, args),find_task(task)
-    cell = dict(method=method, args=args, task=source.name, seed=seed, shots=shots, epochs=epochs, bs=bs, train={} if lr is None else dict(lr=lr))
+    cell = dict(method=method, args=args, task=source.name, seed=seed, shots=shots, epochs=epochs, bs=bs, train={k: v for k,v in dict(lr=lr, regulariser=spelled(regulariser)).items() if v is not None})
     once = Once(cell, cls, the_clip(model, pretrained, file, device, precision), source, runs, [Bar(), *([Log(log)] if log else [])], classes=half)
     row = once.made()[1]
     with writing(path.parent, **SAFE): write_whole(path, (once.folder/PROMPTS).read_bytes())

@@ -129,7 +129,7 @@ def facts(method, train:Trainer) -> dict:
     "What a row says about the method and its training"
     m,o = method,train.o if method.n_trainable else {}
     return dict(order=m.order, batch_dependent=bool(m.batch_dependent), trainable=m.n_trainable, source=m.source, tier=m.tier, made_with=plain(m.args),
-                recipe={k: o.get(k) for k in ('epochs', 'lr', 'bs', 'warmup', 'opt')}, steps=train.step, seconds=train.seconds,
+                recipe={k: o.get(k) for k in ('epochs', 'lr', 'bs', 'warmup', 'opt')} | ({'regulariser': r} if (r := o.get('regulariser')) else {}), steps=train.step, seconds=train.seconds,
                 images_per_s=train.totals()['images_per_s'], loading=train.totals()['loading'], plan=picture(m))
 
 def picture(method) -> str: # HTML, or nothing

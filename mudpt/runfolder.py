@@ -28,7 +28,8 @@ def folder_name(cell:dict, # method, task, protocol, shots, seed
                ) -> str:
     "What a run's folder is called"
     task = re.sub(r'[^\w.@+]', '_', str(cell['task']))[:40]
-    return f"{cell['method']}-{task}-{cell['protocol']}-{cell['shots']}shots-seed{cell['seed']}-{key[:8]}"
+    held = re.sub(r'[^\w.+]', '', '+' + ((cell.get('train') or {}).get('regulariser') or ''))[:40].rstrip('+')
+    return f"{cell['method']}{held}-{task}-{cell['protocol']}-{cell['shots']}shots-seed{cell['seed']}-{key[:8]}"
 
 # %% ../nbs/22c_runfolder.ipynb #0ead5d68
 SAFE = dict(elsewhere='choose another folder', kept='finished runs are intact, and this one continues from its last complete epoch')

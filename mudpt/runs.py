@@ -17,12 +17,14 @@ import pandas as pd
 from .comparing import PROTOCOLS, find_methods, find_task, kept, run_folder, settle
 from .core import BadFile, BadInput, unknown
 from .keep import load_prompts, read_card
+from .named import full_name
 from .prompts import signature
+from .regularise import spelled
 from .runfolder import EVENTS, PROMPTS, RECORD, RESUME, read_events, read_record
 from .shelf import CannotWrite, busy
 
 # %% ../nbs/45_runs.ipynb #99419a1e
-TRAIN = 'lr', 'warmup', 'opt', 'sched', 'momentum', 'weight_decay', 'amp', 'accum', 'clip_grad', 'eval_every', 'augment'
+TRAIN = 'lr', 'warmup', 'opt', 'sched', 'momentum', 'weight_decay', 'amp', 'accum', 'clip_grad', 'eval_every', 'augment', 'regulariser'
 
 def cell(method, # A name or a class
          task, # A name, a path, or a `Task` (then `run` has to be given it, too)
@@ -40,6 +42,7 @@ def cell(method, # A name or a class
         if a not in signature(cls): raise unknown(f'argument of {cls.__name__}', a, signature(cls))
     for t in train:
         if t not in TRAIN: raise unknown('option of a run', t, TRAIN)
+    if held := spelled(train.pop('regulariser', None)): train['regulariser'] = held
     out = dict(method=cls.__name__, args=args, task=task if isinstance(task, str) else getattr(task, 'name', str(task)),
                protocol=protocol, shots=shots, seed=seed, epochs=epochs, bs=bs, train=train)
     try: return json.loads(json.dumps(out))
@@ -126,7 +129,7 @@ def line(r:Run) -> dict:
     try: d = r.record
     except BadFile: d = {}
     at,c,env,git = (d.get(k) or {} for k in ('progress', 'clip', 'env', 'git'))
-    return row | dict(status=r.status, folder=str(r.folder), key=d.get('key'), epoch=at.get('epoch'), of=at.get('epochs'), clip=c.get('name'), pretrained=c.get('pretrained'),
+    return row | dict(regulariser=(row.get('train') or {}).get('regulariser'), status=r.status, folder=str(r.folder), key=d.get('key'), epoch=at.get('epoch'), of=at.get('epochs'), clip=c.get('name'), pretrained=c.get('pretrained'),
         weights=c.get('digest'), precision=c.get('precision'), device=c.get('device'), torch=env.get('torch'), mudpt=env.get('mudpt'), gpu=env.get('gpu'),
         commit=git.get('commit'), started=d.get('started'), finished=d.get('finished'), template=(d.get('data') or {}).get('template'))
 
@@ -147,7 +150,7 @@ def score_of(row:dict) -> str: # 'H 71.3'
 
 def shown(frame) -> list: # Columns
     "What a short view shows"
-    return [k for k in ('method', 'task', 'protocol', 'shots', 'seed', 'status', 'H', 'accuracy', 'epoch', 'of', 'error') if k in frame and frame[k].notna().any()]
+    return [k for k in ('method', 'regulariser', 'task', 'protocol', 'shots', 'seed', 'status', 'H', 'accuracy', 'epoch', 'of', 'error') if k in frame and frame[k].notna().any()]
 
 # %% ../nbs/45_runs.ipynb #b1aad2fd
 def _row(r:dict) -> str: # HTML
@@ -156,7 +159,7 @@ def _row(r:dict) -> str: # HTML
     part = 0 if not r.get('of') else (r.get('epoch') or 0) / r['of']
     bar = f'<span style="display:inline-block;width:60px;height:7px;border:1px solid #8888;border-radius:4px"><span style="display:block;width:{60 * part:.0f}px;height:7px;background:{COLOURS[r["status"]]}"></span></span> {said("epoch")}/{said("of")}' if r.get('of') else ''
     status = f'<span style="color:{COLOURS[r["status"]]};font-weight:600" title="{said("error")}">{r["status"]}</span>'
-    name = said('method') or f'<code>{escape(Path(r["folder"]).name)}</code>'
+    name = escape(full_name(r)) if said('method') else f'<code>{escape(Path(r["folder"]).name)}</code>'
     why = f'<i>{escape(str(r.get("error")).replace(r["folder"] + "/", "")[:60])}</i>' if r['status'] in ('error', 'unreadable') else ''
     cells = [name, said('task'), said('protocol'), said('shots'), said('seed'), status, score_of(r), bar, age(r.get('finished') or r.get('started')), why]
     return '<tr>' + ''.join(f'<td style="text-align:left;padding:2px 10px 2px 0;white-space:nowrap">{c}</td>' for c in cells) + '</tr>'

@@ -91,13 +91,20 @@ def batch_loss(forward, # x -> `Out`
                accum:int=1, # Pieces
                context=nullcontext, # Makes the autocast context
                scale=lambda loss: loss, # Applied before the backward pass
+              beside=None, # A `mudpt.regularise.Beside`, where something is to be held back
               ) -> torch.Tensor: # Mean loss of the batch, detached, on its device
     "Forward and backward, piece by piece; gradients are left in the parameters"
     total = torch.zeros((), device=y.device)
     for xs,ys in zip(x.chunk(accum), y.chunk(accum), strict=True):
-        with context(): loss = method.loss(forward(xs), ys) * (len(ys) / len(y))
+        share = len(ys) / len(y)
+        with context():
+            loss = method.loss(out := forward(xs), ys)
+            if beside: loss = beside.add(loss, out, xs, ys)
+            loss = loss * share
+        if beside: beside.keep(share, scale)
         scale(loss).backward()
         total += loss.detach()
+    if beside: beside.turn()
     return total
 
 # %% ../nbs/22b_steps.ipynb #8eb9650f

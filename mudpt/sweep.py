@@ -96,9 +96,11 @@ def unique(cells:list) -> list:
     return list(seen.values())
 
 def foreign(cells) -> list: # Classes
-    "Methods that did not come with mudpt"
+    "Methods and regularisers that did not come with mudpt"
     from mudpt.comparing import find_methods
-    return [c for c in find_methods([*{c['method']: 0 for c in cells}]) if not c.__module__.startswith('mudpt.')]
+    from mudpt.regularise import parts, regularisers
+    held = [regularisers[n] for n in dict.fromkeys(n for c in cells for n,_ in parts(c['train'].get('regulariser')))]
+    return [c for c in [*find_methods([*{c['method']: 0 for c in cells}]), *held] if not c.__module__.startswith('mudpt.')]
 
 def described(clip, engine): # What `Job` takes
     "How to load the model, so that any process can"

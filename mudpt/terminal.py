@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['GOES_ON', 'Model', 'Pretrained', 'File', 'Recorded', 'Device', 'Precision', 'Debug', 'Set', 'Json', 'Shots',
-           'TaskName', 'TaskNames', 'Seeds', 'Epochs', 'Batch', 'Published', 'Out', 'DEMO', 'words', 'numbers',
-           'settings', 'told', 'called', 'screen', 'say', 'left_over', 'budget', 'checked', 'typed', 'tell', 'show',
-           'the_clip', 'the_class']
+           'Regulariser', 'TaskName', 'TaskNames', 'Seeds', 'Epochs', 'Batch', 'Published', 'Out', 'DEMO', 'words',
+           'numbers', 'settings', 'told', 'called', 'screen', 'say', 'left_over', 'budget', 'checked', 'typed', 'tell',
+           'show', 'the_clip', 'the_class']
 
 # %% ../nbs/50a_terminal.ipynb #1859f365
 import ast, functools, shlex, sys, warnings
@@ -94,6 +94,7 @@ Debug = Annotated[bool, Option('--debug', help='Show the traceback of an error')
 Set = Annotated[list[str], Option('--set', help="Method argument, such as 'MaPLe.depth=3'; can be repeated")]
 Json = Annotated[bool, Option('--json', help='Print JSON')]
 Shots = Annotated[int, Option(help='Training images per class')]
+Regulariser = Annotated[str, Option(help="What holds the prompts near the frozen model: 'KgCoOp', 'PromptSRC(text=10)', several with +; 'none'")]
 TaskName = Annotated[str, Option(help="'emoji/<group>', a data set such as 'dtd', a folder with a folder per class, or a .csv/.json listing")]
 TaskNames = Annotated[str, Option(help="With commas: 'emoji/<group>', data sets such as 'dtd', folders, listings")]
 Seeds = Annotated[str, Option(help='With commas, or as 1-3')]

@@ -17,6 +17,7 @@ from .batches import Augment, Still, loader
 from .cache import features
 from .core import BadInput, MudptError, seed_all
 from .listen import Bar, Log, Peak, plain
+from .regularise import Beside, Views, spelled
 from .steps import batch_loss, check_images, check_options, lr_at, move, optimisers, options, precision
 
 # %% ../nbs/22_train.ipynb #cfc9b36c
@@ -63,13 +64,14 @@ class Setup(Control):
         eval_every:int=0, # Judge on the validation images every so many epochs; 0: never
         workers:int|None=None, # Threads that load images; never changes the result
         augment:bool=True, # Random crops and flips, as in the papers? Else the test transform
+        regulariser=None, # What holds the method back: 'KgCoOp', 'PromptSRC(text=10.0)', several with +, or as a dict or a list
     ):
         super().__init__()
         self.history = [] # Mean loss of each epoch done
         self.method,self.task,self.clip,self.workers = method,task,method.clip,workers
         seed_all(seed); method.bind(task.names) # first of all: some methods have nothing to train until they know their classes
         self.o = options(method, len(task.train), epochs=epochs, lr=lr, bs=bs, warmup=warmup, opt=opt, sched=sched, momentum=momentum, weight_decay=weight_decay) | \
-            dict(amp=amp, accum=accum, clip_grad=clip_grad, seed=seed, eval_every=eval_every, augment=augment)
+            dict(amp=amp, accum=accum, clip_grad=clip_grad, seed=seed, eval_every=eval_every, augment=augment, regulariser=spelled(regulariser))
         check_options(self.o, method, task); check_images(task)
         prepare(self)
 
@@ -80,6 +82,7 @@ def prepare(t) -> None: # A `Setup` with its options settled
     m.to(t.clip.device)
     own = m.meet(task, o) if hasattr(m, 'meet') else None
     if hasattr(m, 'meet'): t.seconds = time.perf_counter() - began
+    t.beside = Beside(o['regulariser'], m, task, o['opt']) if o['regulariser'] else None
     t.context,t.scaler = precision(t.clip, o['amp'], o['opt'] != 'lbfgs')
     m.epochs = o['epochs']
     t.classes = m.classes(task.names)
@@ -90,8 +93,9 @@ def prepare(t) -> None: # A `Setup` with its options settled
     if own is not None: t.batches,t.forward = own,lambda f: m(None, t.classes, image=f)
     else:
         transform = Augment(t.clip.image_size, t.clip.mean, t.clip.std) if o['augment'] else Still(t.clip.test_transform)
+        if several := o['augment'] and m.prompts_image and t.beside and t.beside.views > 1: transform = Views(transform, t.beside.views)
         t.batches = loader(task.train, transform, o['bs'], train=True, seed=o['seed'], workers=t.workers)
-        t.forward = lambda x: m(x, t.classes)
+        t.forward = lambda x: m(x[:, 0] if several else x, t.classes)
     t.buffer = torch.zeros(len(t.batches), device=t.clip.device) # losses of one epoch
 
 # %% ../nbs/22_train.ipynb #f3403b30
@@ -118,13 +122,15 @@ class Keeping(Setup):
         "Where the run stands"
         return dict(place={k: getattr(self, k) for k in PLACE}, history=list(self.history), losses=self.buffer[:self.at].tolist(),
             prompts={k: p.cpu().clone() if torch.is_tensor(p) else copy.deepcopy(p) for k,p in self.method.state_dict().items()},
-            optimiser=copy.deepcopy(self.optimiser.state_dict()) if self.optimiser else {}, scaler=self.scaler.state_dict())
+            optimiser=copy.deepcopy(self.optimiser.state_dict()) if self.optimiser else {}, scaler=self.scaler.state_dict(),
+            **(dict(regularisers=self.beside.state_dict()) if self.beside else {}))
 
     def go_to(self, s:dict): # From `moment`
         "Stand there again"
         self.method.load_state_dict(s['prompts'])
         if self.optimiser: self.optimiser.load_state_dict(copy.deepcopy(s['optimiser']))
         self.scaler.load_state_dict(s['scaler'])
+        if self.beside: self.beside.load_state_dict(s.get('regularisers', {}))
         for k,v in s['place'].items(): setattr(self, k, v)
         self.history,self.good = list(s['history']),s
         self.buffer[:self.at] = torch.tensor(s['losses'])
@@ -135,7 +141,8 @@ class Kept(Keeping):
     def made_with(self) -> dict:
         "What a run must have in common with the one that continues it"
         m = self.method
-        return plain(self.o | {f'{m.name}.{k}': v for k,v in m.args.items()} | dict(method=m.name, clip=self.clip.digest, images=self.task.fingerprint))
+        held = self.beside.args if self.beside else {}
+        return plain(self.o | held | {f'{m.name}.{k}': v for k,v in m.args.items()} | dict(method=m.name, clip=self.clip.digest, images=self.task.fingerprint))
 
     def state_dict(self) -> dict: # Tensors, numbers and text; safe for `torch.save`
         "Everything a continued run needs"
@@ -182,7 +189,7 @@ class Stepping(Kept):
         x,y = (t.to(self.clip.device, non_blocking=True) for t in (x, y))
         def again():
             self.optimiser.zero_grad(set_to_none=True)
-            return batch_loss(self.forward, self.method, x, y, self.o['accum'], self.context, self.scaler.scale)
+            return batch_loss(self.forward, self.method, x, y, self.o['accum'], self.context, self.scaler.scale, self.beside)
         self.buffer[self.at] = again()
         if self.at % self.look == 0: check_losses(self, self.at + 1)
         loss = move(self.optimiser, self.scaler, self.method.parameters(), self.o['clip_grad'], again)
@@ -198,6 +205,7 @@ class Stepping(Kept):
         self.seconds += time.perf_counter() - t
         self.history.append(sum(losses) / len(losses))
         self.epoch,self.at = self.epoch + 1,0
+        if self.beside: self.beside.epoch_ends(self.epoch, self.o['epochs'])
         return dict(losses=losses, lr=self.lr, **self.totals())
 
 # %% ../nbs/22_train.ipynb #f3a3041e

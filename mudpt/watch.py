@@ -40,7 +40,7 @@ class Run:
     @property
     def label(self) -> str:
         c = self.choices
-        return f'{self.key} {c.method}' + ''.join(f' {k}={v}' for k, v in c.args.items()) + f' · seed {c.seed}'
+        return f'{self.key} {c.method}' + (f' + {c.regulariser}' if c.regulariser else '') + ''.join(f' {k}={v}' for k, v in c.args.items()) + f' · seed {c.seed}'
     @property
     def about(self) -> str:
         c = self.choices
