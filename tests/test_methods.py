@@ -34,6 +34,7 @@ VARIANTS = {
         dict(stage="vpt", n_image=2),
     ],
     "TCP": [{}, dict(n_ctx=2, block=1), dict(template="a photo of a {}, a type of pet.")],
+    "LoRA": [{}, dict(rank=1, params="qv", towers="image")],
 }
 CASES = [(name, kw) for name, many in VARIANTS.items() for kw in many]
 IDS = [f"{n}({','.join(f'{k}={v}' for k, v in kw.items())})" for n, kw in CASES]

@@ -8,6 +8,7 @@ from mudpt.methods.coop import CoOp
 from mudpt.methods.dcp import DCP
 from mudpt.methods.dpt import DPT
 from mudpt.methods.ivlp import IVLP
+from mudpt.methods.lora import LoRA
 from mudpt.methods.maple import MaPLe
 from mudpt.methods.mudpt import MuDPT
 from mudpt.methods.tcp import TCP
@@ -15,7 +16,7 @@ from mudpt.methods.vpt import VPT
 from mudpt.methods.zeroshot import ZeroShot
 from mudpt.prompts import methods as _registry
 
-__all__ = ["ZeroShot", "CoOp", "CoCoOp", "VPT", "IVLP", "MaPLe", "MuDPT", "DCP", "DPT", "TCP"]
+__all__ = ["ZeroShot", "CoOp", "CoCoOp", "VPT", "IVLP", "MaPLe", "MuDPT", "DCP", "DPT", "TCP", "LoRA"]
 
 
 class _Methods(ModuleType):
