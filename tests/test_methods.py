@@ -33,9 +33,15 @@ VARIANTS = {
         dict(stage="vlp", n_ctx=2, n_image=2),
         dict(stage="vpt", n_image=2),
     ],
+    "LinearProbe": [{}, dict(C=1.0)],
+    "CrossModalProbe": [{}],
+    "TipAdapter": [dict(alpha=2.0, beta=3.0, views=1)],
+    "TipAdapterF": [dict(alpha=2.0, beta=3.0, views=1)],
+    "LPPlusPlus": [{}],
     "TCP": [{}, dict(n_ctx=2, block=1), dict(template="a photo of a {}, a type of pet.")],
     "LoRA": [{}, dict(rank=1, params="qv", towers="image")],
 }
+ON_FEATURES = "LinearProbe", "CrossModalProbe", "TipAdapter", "TipAdapterF", "LPPlusPlus"  # they enter no tower
 CASES = [(name, kw) for name, many in VARIANTS.items() for kw in many]
 IDS = [f"{n}({','.join(f'{k}={v}' for k, v in kw.items())})" for n, kw in CASES]
 OPEN = [k for k in CONFIGS if k != "resnet"]
@@ -124,7 +130,7 @@ def test_contract(kind, name, kw, tmp_path):
 @pytest.mark.parametrize("name,kw", CASES, ids=IDS)
 def test_resnet(name, kw):
     "Text-only methods run on a ResNet; the others say what to use instead"
-    clip, text_only = small("resnet"), name in ("ZeroShot", "CoOp", "CoCoOp", "TCP") or kw.get("n_ctx_image") == 0
+    clip, text_only = small("resnet"), name in ("ZeroShot", "CoOp", "CoCoOp", "TCP", *ON_FEATURES) or kw.get("n_ctx_image") == 0
     if not text_only:
         with pytest.raises(NoSlots, match="use a ViT, or a text-only method: CoOp, CoCoOp"):
             methods[name](clip, **kw)
@@ -135,7 +141,7 @@ def test_resnet(name, kw):
 
 
 def learns_in_text(name, kw):
-    return name not in ("ZeroShot", "VPT") and kw.get("stage") != "vpt"
+    return name not in ("ZeroShot", "VPT", *ON_FEATURES) and kw.get("stage") != "vpt"
 
 
 TEXT_CASES = [(c, i) for c, i in zip(CASES, IDS, strict=True) if learns_in_text(*c)]

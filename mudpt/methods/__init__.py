@@ -9,14 +9,20 @@ from mudpt.methods.dcp import DCP
 from mudpt.methods.dpt import DPT
 from mudpt.methods.ivlp import IVLP
 from mudpt.methods.lora import LoRA
+from mudpt.methods.lpplus import LPPlusPlus
 from mudpt.methods.maple import MaPLe
 from mudpt.methods.mudpt import MuDPT
+from mudpt.methods.probes import CrossModalProbe, LinearProbe
 from mudpt.methods.tcp import TCP
+from mudpt.methods.tip import TipAdapter, TipAdapterF
 from mudpt.methods.vpt import VPT
 from mudpt.methods.zeroshot import ZeroShot
 from mudpt.prompts import methods as _registry
 
-__all__ = ["ZeroShot", "CoOp", "CoCoOp", "VPT", "IVLP", "MaPLe", "MuDPT", "DCP", "DPT", "TCP", "LoRA"]
+__all__ = [
+    "ZeroShot", "CoOp", "CoCoOp", "VPT", "IVLP", "MaPLe", "MuDPT", "DCP", "DPT",
+    "LinearProbe", "CrossModalProbe", "TipAdapter", "TipAdapterF", "LPPlusPlus", "TCP", "LoRA",
+]
 
 
 class _Methods(ModuleType):
