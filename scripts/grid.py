@@ -40,6 +40,7 @@ def main():
     from mudpt import emoji
     from mudpt.cli_sweep import progress
     from mudpt.core import write_whole
+    from mudpt.listen import plain
     from mudpt.results import circumstances
     from mudpt.sweep import Sweep, grid
 
@@ -51,14 +52,8 @@ def main():
     done = rows(s)
     info = circumstances(emoji.clip(), command="python scripts/grid.py", seconds=time.time() - began, shots=a.shots, seeds=seeds,
                          protocol="base-to-new", epochs=a.epochs, bs=a.bs)  # fmt: skip
-    write_whole(a.out / "results.json", json.dumps(dict(info=plain_info(info), rows=done), indent=1, ensure_ascii=False))
+    write_whole(a.out / "results.json", json.dumps(plain(dict(info=info, rows=done)), indent=1, ensure_ascii=False))
     print(f"{len(done)} of {len(cells)} cells in {a.out / 'results.json'}")
-
-
-def plain_info(info):
-    from mudpt.listen import plain
-
-    return plain(info)
 
 
 if __name__ == "__main__":
