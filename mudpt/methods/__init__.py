@@ -3,10 +3,12 @@
 import sys
 from types import ModuleType
 
+from mudpt.methods.atprompt import ATPrompt
 from mudpt.methods.cocoop import CoCoOp
 from mudpt.methods.coop import CoOp
 from mudpt.methods.dcp import DCP
 from mudpt.methods.dpt import DPT
+from mudpt.methods.hicropl import HiCroPL
 from mudpt.methods.ivlp import IVLP
 from mudpt.methods.lora import LoRA
 from mudpt.methods.lpplus import LPPlusPlus
@@ -21,7 +23,7 @@ from mudpt.prompts import methods as _registry
 
 __all__ = [
     "ZeroShot", "CoOp", "CoCoOp", "VPT", "IVLP", "MaPLe", "MuDPT", "DCP", "DPT",
-    "LinearProbe", "CrossModalProbe", "TipAdapter", "TipAdapterF", "LPPlusPlus", "TCP", "LoRA",
+    "LinearProbe", "CrossModalProbe", "TipAdapter", "TipAdapterF", "LPPlusPlus", "TCP", "ATPrompt", "HiCroPL", "LoRA",
 ]
 
 
