@@ -56,20 +56,22 @@ CSS = '''
 .mudpt .js-plotly-plot .zerolinelayer path { stroke: var(--rule) !important; } .mudpt .js-plotly-plot .hoverlayer text { fill: inherit; }
 '''
 
-# %% ../nbs/41a_looks.ipynb #6edb8e7f
+# %% ../nbs/41a_looks.ipynb #508e8eb2
 MANNERS = '''
-function render({ el }) {
+function render({ model, el }) {
   el.style.display = 'none';
-  requestAnimationFrame(() => {
-    const box = el.closest('.mudpt'); if (!box) return;
-    box.setAttribute('role', 'group'); box.setAttribute('aria-label', 'Prompt trainer');
+  const settle = (tries = 100) => { // the place may come later than what stands in it
+    const box = el.closest('.mudpt'); if (!box) return tries && setTimeout(settle, 50, tries - 1);
+    box.setAttribute('role', 'group'); box.setAttribute('aria-label', model.get('label'));
     box.setAttribute('data-lm-suppress-shortcuts', 'true'); // keys pressed here are not the notebook's
+    box.addEventListener('focusin', e => { e.target.dataset.lmSuppressShortcuts = 'true'; }); // JupyterLab asks the element itself first
     // A figure is drawn before it has its place; once it is there, and whenever the place changes, it is told to fill it.
     let drawn = (box.querySelector('.js-plotly-plot')?.data ?? []).length > 0, width = 0;
     const fit = () => { if (drawn && box.clientWidth !== width) { width = box.clientWidth; window.dispatchEvent(new Event('resize')); } };
     document.addEventListener('plotlywidget-after-render', e => { if (box.contains(e.detail.element)) { drawn = true; width = 0; fit(); } });
     new ResizeObserver(fit).observe(box); fit();
-  });
+  };
+  settle();
 }
 export default { render };
 '''

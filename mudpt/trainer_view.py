@@ -14,10 +14,11 @@ from .core import needs
 from .curves import draw, empty
 from .live import Live
 from .prompts import methods
+from .regularise import regularisers
 from .states import TrainState
 
-# %% ../nbs/41_trainer_view.ipynb #fda40e6c
-_w, _a = needs('ipywidgets', 'widgets'), needs('anywidget', 'widgets')
+# %% ../nbs/41_trainer_view.ipynb #e25e7bb6
+_w, _a, _t = (needs(m, 'widgets') for m in ('ipywidgets', 'anywidget', 'traitlets'))
 
 # %% ../nbs/41_trainer_view.ipynb #b6040cfc
 class Entry:
@@ -82,10 +83,10 @@ class Side:
         box = lambda keep: [e.box for n, e in self.entries.items() if keep(n)]
         args, data = (lambda n: n.startswith('args.')), (lambda n: n in ('task', 'half', 'shots', 'seed'))
         self.fields.children = [*box(args), heading('Data'), *box(data), heading('Recipe'), *box(lambda n: not args(n) and not data(n))]
-        self.made_for = self.state.method
+        self.made_for = self.state.method, len(regularisers)
 
     def show(self):
-        if self.made_for != self.state.method: self.lay_out()
+        if self.made_for != (self.state.method, len(regularisers)): self.lay_out() # another method, or somebody has defined a regulariser
         if list(methods) != list(self.method.options): self.offer(self.method, list(methods), self.state.method) # somebody has defined one
         self.method.value, self.device.value = self.state.method, self.state.device
         for e in self.entries.values(): e.show()
@@ -119,6 +120,8 @@ VERBS = dict(start=('Start', 'play', 'A new run with these choices'), pause=('Pa
 class Manners(_a.AnyWidget):
     "What HTML needs a script for: names for screen readers, keys that stay here, and figures as wide as their place"
     _esm = looks.MANNERS
+    label = _t.Unicode().tag(sync=True) # What a screen reader calls the instrument
+    def __init__(self, label='Prompt trainer'): super().__init__(label=label)
 
 def shut(w):
     "Close a widget and all it holds"

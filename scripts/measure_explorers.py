@@ -7,9 +7,12 @@ Needs what the tests need: jupyterlab, playwright, a chromium on the PATH.
 """
 
 import json
+import math
+import os
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,58 +87,87 @@ def space(shift, N=10_000, C=20, E=64):
 explorer = AlignmentExplorer({n: {e: space(1 + k*e/20) for e in range(11)} for n, k in (('one', -1), ('two', 1))}, measures=['gap', 'margin'])
 explorer.state.join()
 explorer"""
-PLOT = "document.querySelector('.mudpt-align .js-plotly-plot')"
-FOUND = f"m => {PLOT}.data.find(t => t.meta === m)"
-# From the input event to the frame after the data of the picture have changed; waits inside the browser.
-AFTER = """what => { let start; for (const k of ['pointerup', 'mouseup', 'keydown', 'change']) window.addEventListener(k, e => start ??= performance.now(), { once: true, capture: true });
-  const now = () => String(eval(what)), was = now();
-  window.measured = new Promise(done => { const look = () => start !== undefined && now() !== was ? requestAnimationFrame(() => setTimeout(() => done(performance.now() - start))) : setTimeout(look, 4); look() }) }"""
+MAP = "document.querySelector('.mudpt-align .mudpt-map')"
+# From the input event, by the browser's own clock, to the frame after `what` has another value; null: after the event.
+AFTER = """([kind, what]) => { const now = () => what && String(eval(what)), was = now();
+  window.measured = new Promise(done => window.addEventListener(kind, e => {
+    const look = () => what && now() === was ? setTimeout(look) : requestAnimationFrame(() => setTimeout(() => done(performance.now() - e.timeStamp)));
+    look(); }, { once: true })) }"""
+
+
+def busy():  # by others too
+    used = [list(map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9])), time.sleep(2)]
+    used.append(list(map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9])))
+    d = [b - a for a, b in zip(used[0], used[2])]
+    cores = os.cpu_count() or 1
+    print(f"before it began, the {cores} processors were {100 * (1 - (d[3] + d[4]) / sum(d)):.0f} % in use by others")
 
 
 def alignment(page):
     labkit.run_all(page)
-    page.wait_for_function(f"() => {PLOT}?.data?.[0]?.x?.length === 10000")
-    page.wait_for_timeout(4000)
-    page.locator(".mudpt-align").scroll_into_view_if_needed()
-    spot = f"() => {{ const g = {PLOT}, l = g._fullLayout, r = g.getBoundingClientRect(); return [r.left + l.xaxis._offset + l.xaxis._length / 2, r.top + l.yaxis._offset + l.yaxis._length / 2] }}"
-    x, y = page.evaluate(spot)
+    page.wait_for_function(f"() => {MAP}?.dataset.whole !== undefined && {MAP}.spots(1).length === 20000")
+    page.locator(".mudpt-map").evaluate("e => e.scrollIntoView({ block: 'start' })")
+    page.wait_for_timeout(2000)
+    print(f"sent for 11 epochs of two methods: {int(page.evaluate(f'() => {MAP}.dataset.bytes')) / 1e6:.1f} MB")
+    box = page.locator(".mudpt-stage").first.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
-    def timed(what, act, times=7):
+    def timed(kind, what, act, times):
         ms = []
         for k in range(times):
-            page.evaluate(AFTER, what)
+            page.evaluate(AFTER, [kind, what])
             act(k)
             ms.append(page.evaluate("() => window.measured"))
-            page.wait_for_timeout(500)
+            page.wait_for_timeout(40)
         return ms
 
-    def lasso(k):
-        r = 40 + 6 * k
+    def hover(k):
+        page.mouse.move(x + 3 * (k % 40) - 60, y + 2 * (k % 30) - 30)
+
+    page.mouse.move(x - 100, y - 100)
+    told("pointing at another picture: ring in both, words", timed("pointermove", None, hover, 40))
+
+    def lassos(r):
         page.mouse.move(x - r, y - r)
         page.mouse.down()
-        for a, b in ((r, -r), (r, r), (-r, r), (-r, -r)):
-            page.mouse.move(x + a, y + b, steps=3)
-        page.mouse.up()
+        path = [(r * math.cos(a / 8), r * math.sin(a / 8)) for a in range(50)]
+        ms = timed("pointermove", None, lambda k: page.mouse.move(x + path[k][0], y + path[k][1]), 50)
+        return ms
 
-    other = f"({FOUND})('1/dots').selectedpoints?.length"
-    told("lasso in one panel, marked in the other", timed(other, lasso))
+    moves, marks, cards = [], [], []
+    for k in range(7):
+        moves += lassos(40 + 9 * k)
+        page.evaluate(AFTER, ["pointerup", f"{MAP}.dataset.marked"])
+        page.evaluate("() => { window.first = window.measured }")
+        page.evaluate(AFTER, ["pointerup", "document.querySelector('.mudpt-caught').textContent"])
+        page.mouse.up()
+        marks.append(page.evaluate("() => window.first"))
+        cards.append(page.evaluate("() => window.measured"))
+        page.wait_for_timeout(500)
+    told("a mouse move of a lasso", moves)
+    told("lasso let go, marked in both", marks)
+    told("lasso let go, gallery and numbers", cards)
     print(page.locator(".mudpt-caught").inner_text())
-    page.locator(".mudpt-align .noUi-handle").focus()
-    told(
-        "epoch by arrow key, points moved",
-        timed(f"({FOUND})('1/dots').x[7]", lambda k: page.keyboard.press("ArrowLeft")),
-    )
-    pick = page.locator(".mudpt-pick select")
-    told(
-        "a class by name, marked in both",
-        timed(f"({FOUND})('1/dots').selectedpoints?.[0]", lambda k: pick.select_option(index=4 + k)),
-    )
+    page.locator(".mudpt-time input").focus()
+
+    def step(k):
+        page.keyboard.press("ArrowLeft" if k % 20 < 10 else "ArrowRight")
+
+    told("an epoch by arrow key, all points moved", timed("keydown", f"{MAP}.dataset.drawn", step, 40))
+    told("of which drawing 20,000 dots", [float(page.evaluate(f"() => {MAP}.dataset.ms"))])
+    pick = page.get_by_label("Select", exact=True)
+
+    def named(k):
+        pick.select_option(index=4 + k)
+
+    told("a class by name, marked in both", timed("change", f"{MAP}.dataset.marked + {MAP}.dataset.drawn", named, 7))
 
 
 WHAT = dict(attention=(ATTENTION, attention), alignment=(CLOUDS, alignment))
 
 
 def main(name):
+    busy()
     source, measure = WHAT[name]
     with tempfile.TemporaryDirectory() as home, labkit.jupyterlab(Path(home)) as lab:
         notebook_of(source, lab.work / "measure.ipynb")

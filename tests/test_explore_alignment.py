@@ -9,8 +9,10 @@ import time
 import numpy as np
 import pytest
 from fakes import task
+from labkit import CHROMIUM, dark, legible, notebook, picture, run_all
 from small import small
 
+from mudpt import emoji
 from mudpt.core import BadInput, MudptError, Unknown
 
 pytest.importorskip("traitlets")
@@ -317,15 +319,17 @@ def explorer(**kw):
 def test_two_views_on_one_state_stay_in_step():
     s, a, view = explorer()
     b = view.AlignmentExplorer(s)
-    a.epoch.value = 1
+    a.panels.epoch = 1
     a.colour.value = "answer"
     a.methods.children[0].value = False
     s.join()
-    assert (b.epoch.value, b.colour.value, s.shown, len(b.fig.data)) == (1, "answer", ["trained"], 3)
+    drawn = [p["name"] for p in b.panels.sheet["panels"]]
+    assert (b.panels.epoch, b.colour.value, s.shown, drawn) == (1, "answer", ["trained"], ["trained"])
     b.picked.value = "bee"
-    assert a.fig.data[0].selectedpoints == tuple(range(12, 24)) and len(a.guide.cards) == 12
+    assert ids(a.panels.marks) == list(range(12, 24)) and len(a.guide.cards) == 12
+    assert b.picked.value == "bee" and a.picked.value == view.NOTHING
     a.clear.click()
-    assert s.selected is None and b.picked.value == view.NOTHING and not b.guide.cards
+    assert s.selected is None and b.picked.value == view.NOTHING and not b.guide.cards and not a.panels.marks
     b.methods.children[1].value = False  # the last one stays
     assert s.shown == ["trained"] and b.methods.children[1].value
     b.close()
@@ -337,19 +341,63 @@ def test_two_views_on_one_state_stay_in_step():
     assert "closed" in a._repr_mimebundle_()["text/plain"]
 
 
-def test_a_lasso_of_the_browser_selects_in_all_panels():
-    s, a, _ = explorer(items=[(None, 0)] * 0)
-    sent = []
-    a.fig._send_restyle_msg = lambda data, trace_indexes=None, source_view_id=None: sent.append(data)
-    a.guide.heard(a.guide, dict(selected=True), [np.array([5, 2], np.int32).tobytes()])
-    a.guide.heard(a.guide, dict(marked=True))
-    assert s.selected == (2, 5) and {"selectedpoints": [[2, 5], None, None] * 2} in sent
-    a.guide.hovered = 7
-    assert s.hovered == 7
+def ids(marks):
+    return np.frombuffer(marks, "<i4").tolist()
+
+
+def test_a_lasso_of_the_browser_selects_in_the_state_and_in_every_view():
+    s, a, view = explorer()
+    b = view.AlignmentExplorer(s)
+    a.panels.set_state(dict(marks=memoryview(np.array([2, 5], "<i4").tobytes())))  # as a message of the browser
+    assert s.selected == (2, 5) and ids(b.panels.marks) == [2, 5] and [c["id"] for c in b.guide.cards] == [2, 5]
+    a.panels.hovered = 7
+    assert s.hovered == b.panels.hovered == 7
     s.hovered = None
-    assert a.guide.hovered is None
-    a.guide.heard(a.guide, dict(clear=True))
-    assert s.selected is None
+    assert a.panels.hovered is None
+    b.panels.showing = -1  # another thread draws just now: what a hand does counts all the same
+    b.panels.marks = b""
+    assert s.selected is None and not a.panels.marks
+    a.close()
+    b.close()
+
+
+def test_the_browser_is_sent_what_a_frame_says():
+    s, a, _ = explorer()
+    sheet, sent = a.panels.sheet, []
+    a.panels.send = lambda m, buffers: sent.append((m, buffers[0]))
+    assert sheet["panels"] == [dict(name="still", of=["None"] * 4), dict(name="trained", of=["0", "1", "2", "3"])]
+    assert ids(a.panels.labels) == s.frame().labels.tolist() and not a.panels.waits
+    for n, e in (("trained", "1"), ("still", "None")):
+        a.panels.answer(dict(need=[sheet["stamp"], n, e]))
+    s.epoch = 1
+    s.join()
+    for (m, data), c in zip(sent[::-1], s.frame().clouds):
+        places, said = np.frombuffer(data, "<f4", 2 * (48 + 4 + 2)).reshape(-1, 2), np.frombuffer(data, "<i4")[-48:]
+        close(places, np.concatenate([c.x, c.t, c.ends]), 0)
+        assert (
+            said.tolist() == c.said.tolist() and m["about"]["title"] == c.title and f"{c.gap:.3f}" in m["about"]["gap"]
+        )
+    for wrong in ({}, dict(need=[9, "still", "None"]), dict(need=[0, "still", "7"]), dict(need=[0, "else", "1"])):
+        a.panels.answer(wrong)
+    assert len(sent) == 2
+    a.colour.value = "answer"
+    assert a.panels.paint["looks"] == [(0, 0), (1, 4)] and a.panels.sheet["stamp"] == sheet["stamp"]
+    a.by.value = "gap"
+    s.join()
+    assert a.panels.sheet["stamp"] != sheet["stamp"] and a.panels.sheet["axes"][0].startswith("along the gap")
+    a.close()
+
+
+def test_where_each_epoch_has_its_own_map_the_others_are_not_asked_for(monkeypatch):
+    monkeypatch.setattr(joint_module, "aside", lambda by, x, *a: np.asarray(x)[:, :2])
+    s, a, _ = explorer(epoch=3)
+    s.joint.most = 100
+    a.by.value = "tsne"
+    s.join()
+    assert a.panels.sheet["panels"][1]["of"] == ["", "", "", "3"] and not a.panels.sheet["linear"]
+    a.panels.epoch = 0
+    s.join()
+    assert a.panels.sheet["panels"][1]["of"] == ["0", "", "", ""]
     a.close()
 
 
@@ -379,10 +427,169 @@ def test_trouble_is_on_the_screen():
     a.close()
 
 
-def test_the_script_parses(tmp_path):
+def test_the_scripts_parse():
     if not shutil.which("node"):
         pytest.skip("no node")
-    gallery = pytest.importorskip("mudpt.gallery")
-    (tmp_path / "guide.mjs").write_text(gallery.GUIDE, encoding="utf-8")
-    subprocess.run(["node", "--check", tmp_path / "guide.mjs"], check=True)
-    assert "http" not in gallery.GUIDE
+    gallery, js = pytest.importorskip("mudpt.gallery"), pytest.importorskip("mudpt.align_js")
+    for script in (gallery.GUIDE, js.ESM):
+        subprocess.run(["node", "--check", "--input-type=module", "-"], input=script, text=True, check=True)
+        assert "http" not in script
+
+
+# In JupyterLab. What the browser drew is read from its canvases.
+OF = ".mudpt-align"
+MAP = f"document.querySelector('{OF} .mudpt-map')"
+READY = f"n => document.querySelector('{OF} .mudpt-chip')?.textContent === 'ready' && +{MAP}?.dataset.drawn > 0 && {MAP}.querySelectorAll('.mudpt-stage').length === n && !{MAP}.classList.contains('mudpt-waits')"
+STAGE = f"const stage = {MAP}.querySelectorAll('.mudpt-stage')[panel], [base, over] = stage.children, p = {MAP}.spots(panel), d = base.width / stage.clientWidth, box = stage.getBoundingClientRect();"
+SPOT = f"([panel, id]) => {{ {STAGE} return [box.left + stage.clientLeft + p[2*id], box.top + stage.clientTop + p[2*id + 1]] }}"
+DRAWN = "await new Promise(r => requestAnimationFrame(() => setTimeout(r)));"  # what was to be drawn is drawn
+# Dots with nothing near them: their number, and how far their colour is from that of the paper
+LONE = f"""async panel => {{ {DRAWN} {STAGE} const paper = getComputedStyle(stage).backgroundColor.match(/\\d+/g).map(Number), n = p.length / 2, out = [];
+  for (let i = 0; i < n; i++) {{ let near = Infinity; for (let k = 0; k < n; k++) if (k !== i) near = Math.min(near, Math.hypot(p[2*k] - p[2*i], p[2*k + 1] - p[2*i + 1]));
+    if (near > 10) {{ const c = base.getContext('2d').getImageData(p[2*i] * d, p[2*i + 1] * d, 1, 1).data; out.push([i, near, Math.max(...paper.map((v, k) => Math.abs(v - c[k])))]) }} }}
+  return out.sort((a, b) => b[1] - a[1]) }}"""
+RING = f"async ([panel, id]) => {{ {DRAWN} {STAGE} const a = over.getContext('2d').getImageData(0, 0, over.width, over.height).data; let n = 0, x = 0, y = 0; for (let i = 3; i < a.length; i += 4) if (a[i] > 128) {{ n++; x += (i >> 2) % over.width; y += (i >> 2) / over.width | 0 }} return n > 60 && Math.hypot(x / n / d - p[2*id], y / n / d - p[2*id + 1]) < 3 }}"
+PLACES = f"panel => Array.from({MAP}.spots(panel), v => Math.round(10 * v)).join()"
+READ = "h3|.mudpt-chip|.widget-label|.mudpt-tools select|.mudpt-pick select|.mudpt-note|.mudpt-caught|.mudpt-legend span|.mudpt-card b|.mudpt-card em"
+READ = (
+    READ + "|.mudpt-table td|.mudpt-table th|.mudpt-time output|.mudpt-pane b|.mudpt-pane figcaption span|.mudpt-axes"
+).split("|")
+
+
+def strong(page, panel):  # dots drawn in full colour, and pale ones, of those that stand alone
+    lone = page.evaluate(LONE, panel)
+    return {i for i, _, c in lone if c > 60}, {i for i, _, c in lone if c <= 60}
+
+
+def shown_as(page, selected, panels=3):  # a line, a name or its mark may lie on a few of them
+    for k in range(panels):
+        full, pale = strong(page, k)
+        wrong = (full - selected) | (pale & selected)
+        assert len(wrong) <= 0.1 * len(full | pale), (k, wrong)
+    return True
+
+
+@pytest.mark.xdist_group("lab")
+@pytest.mark.skipif(not CHROMIUM, reason="no chromium")
+def test_the_alignment_explorer_in_jupyterlab(lab):
+    with notebook(lab, "compare_alignment.ipynb") as page:
+        run_all(page)
+        page.wait_for_function(READY, arg=3)
+        it = page.locator(OF).first
+        it.scroll_into_view_if_needed()
+        assert shown_as(page, set(range(144)))
+        picture(page, "alignment 1 ready", OF)
+        it.evaluate("e => e.scrollIntoView({ block: 'start' })")
+        page.wait_for_timeout(300)
+
+        twelve = emoji.task("animals", classes=12).names
+        # a mouse over a dot: its picture, what each method says, and a ring in every panel
+        lone = page.evaluate(LONE, 0)[0][0]
+        x, y = page.evaluate(SPOT, [0, lone])
+        page.mouse.move(x - 30, y - 30)
+        page.mouse.move(x, y, steps=4)
+        tip = page.locator(".mudpt-tip:not([hidden])")
+        assert tip.locator("b").inner_text() in twelve and tip.locator("span").count() == 3
+        page.wait_for_function("() => document.querySelector('.mudpt-tip img')?.naturalWidth === 112")
+        assert tip.locator("img").is_visible()
+        assert all(page.evaluate(RING, [k, lone]) for k in range(3))
+        picture(page, "alignment 2 hover")
+
+        # a lasso in the first panel selects the same pictures in all of them, and lays them in the gallery
+        page.mouse.move(x - 45, y - 45)
+        page.mouse.down()
+        for dx, dy in ((45, -45), (45, 45), (-45, 45), (-45, -45)):
+            page.mouse.move(x + dx, y + dy, steps=6)
+        page.mouse.up()
+        assert page.evaluate("() => document.activeElement.className") == "mudpt-stage"  # keys go where the hand was
+        cards = it.locator(".mudpt-card")
+        cards.first.wait_for()
+        ids = cards.evaluate_all("c => c.map(c => +c.dataset.id)")
+        assert lone in ids and len(ids) < 60 and shown_as(page, set(ids))
+        assert f"{len(ids)} of 144 pictures" in it.locator(".mudpt-caught").inner_text()
+        page.wait_for_function("() => [...document.querySelectorAll('.mudpt-card img')].every(i => i.naturalWidth > 0)")
+        picture(page, "alignment 3 lasso", OF)
+
+        # by keyboard: from card to card, the ring follows; Escape lets go; a class by name
+        cards.first.focus()
+        if len(ids) > 1:
+            page.keyboard.press("ArrowRight")
+        here = page.evaluate("() => +document.activeElement.dataset.id")
+        assert here == ids[min(1, len(ids) - 1)] and all(page.evaluate(RING, [k, here]) for k in range(3))
+        page.keyboard.press("Escape")
+        cards.first.wait_for(state="detached")
+        assert shown_as(page, set(range(144)))
+        it.get_by_label("Select", exact=True).select_option("wolf")
+        page.wait_for_function(
+            f"() => {MAP}.dataset.marked === '12' && document.querySelectorAll('.mudpt-card').length === 12"
+        )
+        assert cards.first.locator("b").inner_text() == "wolf"
+        wolves = set(cards.evaluate_all("c => c.map(c => +c.dataset.id)"))
+        assert shown_as(page, wolves)
+
+        # in a panel by keyboard: from dot to dot, Enter selects, Escape lets go
+        stage = it.locator(".mudpt-stage").nth(1)
+        stage.focus()
+        for key in ("ArrowRight", "ArrowUp"):
+            page.keyboard.press(key)
+        assert tip.locator("b").inner_text() in twelve
+        page.keyboard.press("Enter")
+        page.wait_for_function("() => document.querySelectorAll('.mudpt-card').length === 1")
+        one = int(cards.first.get_attribute("data-id"))
+        assert page.evaluate(RING, [1, one]) and shown_as(page, {one})
+        page.keyboard.press("Escape")
+        cards.first.wait_for(state="detached")
+
+        # the slider, by keyboard and by mouse: CoOp's pictures and zero-shot stand still, those of MuDPT move
+        last = [page.evaluate(PLACES, k) for k in range(3)]
+        at = lambda e: page.wait_for_function(
+            f"e => {MAP}.dataset.epoch === e && !{MAP}.classList.contains('mudpt-waits')", arg=e
+        )
+        slider = it.get_by_role("slider", name="Epoch")
+        slider.focus()
+        page.keyboard.press("ArrowLeft")
+        at("5")
+        assert it.locator(".mudpt-time output").inner_text() == "5"
+        assert [page.evaluate(PLACES, k) == last[k] for k in range(3)] == [True, True, False]
+        bar = slider.bounding_box()
+        page.mouse.click(bar["x"] + 2, bar["y"] + bar["height"] / 2)
+        at("0")
+        assert "epoch 0" in it.locator(".mudpt-pane b").nth(1).inner_text()
+        stage.focus()
+        page.keyboard.press("PageDown")
+        at("1")
+        page.wait_for_function("() => document.querySelector('.mudpt-table')?.innerText.includes('zero-shot')")
+
+        # another map, another colouring; everything is legible in both themes
+        it.get_by_label("Select", exact=True).select_option("wolf")
+        page.wait_for_function(f"() => {MAP}.dataset.marked === '12'")
+        it.get_by_label("Map", exact=True).select_option("along the gap")
+        page.wait_for_function(f"() => {MAP}.querySelector('.mudpt-axes').textContent.includes('along the gap')")
+        cards.first.wait_for()
+        assert legible(page, OF, READ)
+        it.get_by_label("Colour", exact=True).select_option("right or wrong")
+        it.locator(".mudpt-legend").get_by_text("wrong", exact=True).wait_for()
+        dark(page)
+        assert legible(page, OF, READ) and shown_as(page, wolves)
+        picture(page, "alignment 4 dark", OF)
+
+        # a closer look and back; one method less
+        it.get_by_role("button", name="zoom").click()
+        it.locator(".mudpt-tools .mod-active").get_by_text("zoom").wait_for()
+        places = page.evaluate(PLACES, 0)
+        b = stage.bounding_box()
+        page.mouse.move(b["x"] + 100, b["y"] + 100)
+        page.mouse.down()
+        page.mouse.move(b["x"] + 200, b["y"] + 200, steps=4)
+        page.mouse.up()
+        page.wait_for_function(f"was => ({PLACES})(0) !== was", arg=places)
+        page.mouse.dblclick(b["x"] + 10, b["y"] + 10)
+        page.wait_for_function(f"was => ({PLACES})(0) === was", arg=places)
+        it.get_by_role("checkbox", name="CoOp", exact=True).uncheck()
+        page.wait_for_function(READY, arg=2)
+        assert shown_as(page, wolves, 2)
+        page.set_viewport_size(dict(width=900, height=1180))
+        page.wait_for_timeout(500)
+        fits = f"() => {MAP}.getBoundingClientRect().right <= document.querySelector('{OF}').getBoundingClientRect().right + 1"
+        page.wait_for_function(fits)
+        picture(page, "alignment 5 narrow", OF)
