@@ -103,7 +103,7 @@ DATA = [Field('task', 'Task', 'text', 'emoji/animals', "'emoji/<group>', a data 
         Field('half', 'Classes', 'pick', 'base', 'Train on the first half of the classes and watch the new ones too, or train on all', options=('base', 'all')),
         Field('shots', 'Shots', 'int', 8, 'Training images per class', 1),
         Field('seed', 'Seed', 'int', 1, 'Of the sample, the initial values and the order of images', 0)]
-OPT = [Field('opt', 'Optimiser', 'pick', None, "From the recipe if 'recipe'", options=('recipe', 'sgd', 'adamw')),
+OPT = [Field('opt', 'Optimiser', 'pick', None, "From the recipe if 'recipe'", options=('recipe', 'sgd', 'adam', 'adamw')),
        Field('sched', 'Schedule', 'pick', None, "Of the learning rate; from the recipe if 'recipe'", options=('recipe', 'cosine', 'constant')),
        Field('augment', 'Augment', 'flag', True, 'Random crops and flips, as in the papers')]
 
