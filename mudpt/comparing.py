@@ -86,7 +86,7 @@ def fill(cell:dict, # Which method, task, seed, ...
 
 def judged(method, task, workers=None, shared=None, key=None): # -> `Scores`
     "Scores on the test images; a method that holds no numbers has the same with every seed, and is judged once"
-    def do(): return score(method, task.test, task.names, bs=method.recipe.get('bs_test', 100), workers=workers)
+    def do(): return score(method, task.test, task.names, bs=method.recipe.get('bs_test', 100), store=getattr(method, 'store', False), workers=workers)
     if shared is None or method.state_dict(): return do()
     if key not in shared: shared[key] = do()
     return shared[key]

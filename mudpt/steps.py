@@ -94,7 +94,7 @@ def batch_loss(forward, # x -> `Out`
               beside=None, # A `mudpt.regularise.Beside`, where something is to be held back
               ) -> torch.Tensor: # Mean loss of the batch, detached, on its device
     "Forward and backward, piece by piece; gradients are left in the parameters"
-    total = torch.zeros((), device=y.device)
+    total = 0
     for xs,ys in zip(x.chunk(accum), y.chunk(accum), strict=True):
         share = len(ys) / len(y)
         with context():
@@ -103,7 +103,7 @@ def batch_loss(forward, # x -> `Out`
             loss = loss * share
         if beside: beside.keep(share, scale)
         scale(loss).backward()
-        total += loss.detach()
+        total = total + loss.detach()
     if beside: beside.turn()
     return total
 

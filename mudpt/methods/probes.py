@@ -45,8 +45,12 @@ class Whole:
 # %% ../../nbs/19_features.ipynb #1bc1b2d6
 class _OnFeatures(Prompts):
     "A classifier on the features of a frozen image tower"
-    class_specific, train_only, val, best = True, ('best', 'tried'), None, None
+    class_specific, train_only = True, ('best', 'tried')
     store = True # Plain features are kept on disk: True, a folder, or False
+
+    def __init__(self, clip):
+        super().__init__(clip)
+        self.val, self.best = None, None
 
     def read(self, x, t): raise NotImplementedError # Raw features [B, E] and unit class vectors [C, E] -> logits [B, C]
     def begin(self, task, o): raise NotImplementedError # -> batches to train on
@@ -102,7 +106,7 @@ def forward(self:_OnFeatures, images, names, text=None, image=None):
     with torch.autocast(torch.device(self.clip.device).type, enabled=False):
         t = F.normalize((self.text_features(cl) if text is None else text)[0].float(), dim=-1)
         x = image.to(self.clip.device).float()
-        return Out(self.read(x, t), F.normalize(x, dim=-1), t)
+        return Out(self.read(x, t), F.normalize(x, dim=-1), t, dict(features=x))
 
 def classifier(self:_OnFeatures, names):
     raise BadInput(f"{self.name} has no class vectors to compare an image with: the lengths of its vectors count, too; use predict(images, names)")
@@ -114,10 +118,10 @@ LADDER = 0, 2, -2, 4, -4, 6, -6 # log10 of C
 
 def ask(seen:dict, # {log10 of C: accuracy}
         halvings:int=8): # The next log10 of C to try, or None
-    "The ladder from its middle outwards, then halve around its best step; of equals the stronger penalty"
+    "The ladder from its middle outwards, then halve around its best step; of equals the ladder's weaker, the bracket's stronger penalty"
     for c in LADDER:
         if c not in seen: return float(c)
-    peak = max(LADDER, key=lambda c: (seen[c], -c))
+    peak = max(LADDER, key=lambda c: (seen[c], c))
     lo, hi = peak - 1., peak + 1.
     for _ in range(halvings):
         for c in (lo, hi):
@@ -157,11 +161,13 @@ def strength(self:LinearProbe)->float:
     if self.tried is None: return self.C or .316
     seen = dict(self.tried[:self.epoch].tolist())
     c = ask(seen)
-    return 10.**(max(seen, key=lambda c: (seen[c], -c)) if c is None else c)
+    return 10.**(max(seen, key=lambda c: (seen[c], c)) if c is None else c)
 
 def loss(self:LinearProbe, out, y):
-    "Cross-entropy, and the penalty's share of it"
-    return F.cross_entropy(out.logits, y) + self.weight.square().sum() / (2*self.strength()*(self.n or len(y)))
+    "Cross-entropy, and the penalty's share of it; in double precision, where there is one, because L-BFGS compares losses"
+    wide = torch.float32 if y.device.type == 'mps' else torch.float64
+    x, W, b = (t.to(wide) for t in (out.extra['features'], self.weight, self.bias))
+    return F.cross_entropy(F.linear(x, W, b), y) + W.square().sum() / (2*self.strength()*(self.n or len(y)))
 
 @torch.no_grad()
 def settle(self:LinearProbe):
