@@ -13,7 +13,7 @@ from typing import Annotated, Optional
 from typer import Option
 
 from .terminal import (Batch, Debug, Device, Epochs, File, Model, Out, Precision, Pretrained, Published, Seeds, Set, Shots, TaskNames, budget, checked,
-    numbers, show, tell, the_clip, told, typed, words)
+    named, numbers, show, tell, the_clip, told, typed, words)
 
 # %% ../nbs/50c_protocols_cli.ipynb #43e4fc99
 FOUR = 'ZeroShot,CoOp,MaPLe,MuDPT'
@@ -24,7 +24,7 @@ Trained = Annotated[Optional[Path], Option(help='Folder of trained prompts, to b
 
 def shared(methods, seeds, model, pretrained, file, device, precision, published, epochs, bs, set, out) -> dict: # Arguments of a protocol
     "What all four take, from words to values"
-    return dict(methods=None if methods == 'all' else words(methods), seeds=numbers(seeds), clip=the_clip(model, pretrained, file, device, precision),
+    return dict(methods=named(methods), seeds=numbers(seeds), clip=the_clip(model, pretrained, file, device, precision),
                 **budget(model, published, epochs, bs), args=checked(set), out=out, tell=tell, command=typed())
 
 # %% ../nbs/50c_protocols_cli.ipynb #be3dc8f6

@@ -12,7 +12,7 @@ from typing import Annotated, Optional
 
 from typer import Exit, Option
 
-from .terminal import (Batch, Debug, Device, Epochs, File, Json, Model, Precision, Pretrained, Published, Seeds, Set, TaskNames, budget, checked, numbers, say,
+from .terminal import (Batch, Debug, Device, Epochs, File, Json, Model, Precision, Pretrained, Published, Seeds, Set, TaskNames, budget, checked, named, numbers, say,
     screen, told, words)
 
 # %% ../nbs/50f_sweep_cli.ipynb #b5f78c2d
@@ -62,7 +62,7 @@ def sweep(methods: Annotated[str, Option(help="Names with commas, or 'all'")] = 
     from mudpt.comparing import find_methods
     from mudpt.sweep import Sweep, grid, read_cells
     clip = dict(name=model, pretrained=pretrained, file=str(file) if file else None, device=device, precision=precision)
-    names = [c.__name__ for c in find_methods(None if methods == 'all' else words(methods))]
+    names = [c.__name__ for c in find_methods(named(methods))]
     todo = read_cells(cells) if cells else grid(names, words(tasks), numbers(shots), numbers(seeds), protocol, checked(set), **budget(model, published, epochs, bs), **held(regulariser))
     s = Sweep(todo, out, engine, workers, gpus, clip, retry_failed=retry_failed, trackers=trackers(track), **(dict(address=address) if address else {}))
     summary(s.run(tell=progress(s)), json_)

@@ -12,8 +12,8 @@ from .comparing import compare, find_methods, find_task, grid, rows_of, settle
 from .results import Comparison, circumstances
 from .transfer import emoji_notes, kept, transfer
 
-# %% ../nbs/28_protocols.ipynb #ebb7d988
-def few_shot_curve(methods=None, # Names or classes; all methods if omitted
+# %% ../nbs/28_protocols.ipynb #b1ae3444
+def few_shot_curve(methods=None, # Names or classes; 'all'; omitted: the four papers', their baselines', and your own
                    tasks=('emoji/animals',), # Tasks, names or paths
                    shots=(1, 2, 4, 8, 16), # Training images per class, a column each
                    seeds=(1, 2, 3), # One training per seed and number of shots
@@ -31,8 +31,8 @@ def few_shot_curve(methods=None, # Names or classes; all methods if omitted
     return kept(Comparison(rows, circumstances(clip, command=command, seconds=time.time() - t0, shots=shots, seeds=seeds, protocol='few-shot', epochs=epochs, bs=bs,
                                                notes=emoji_notes(clip, tasks))), out)
 
-# %% ../nbs/28_protocols.ipynb #bfdb75f8
-def base_to_new(methods=None, # Names or classes; all methods if omitted
+# %% ../nbs/28_protocols.ipynb #8dc72522
+def base_to_new(methods=None, # Names or classes; 'all'; omitted: the four papers', their baselines', and your own
                 tasks=('emoji/animals',), # Tasks, names or paths
                 shots:int=16, # Training images per class
                 seeds=(1, 2, 3), # One training per seed
@@ -41,8 +41,8 @@ def base_to_new(methods=None, # Names or classes; all methods if omitted
     "Train on half of the classes, judge on both, as in CoCoOp (Zhou et al. 2022, arXiv 2203.05557)"
     return compare(methods, tasks, shots, seeds, 'base-to-new', **how)
 
-# %% ../nbs/28_protocols.ipynb #83982757
-def cross_dataset(methods=None, # Names or classes; all methods if omitted
+# %% ../nbs/28_protocols.ipynb #618bc622
+def cross_dataset(methods=None, # Names or classes; 'all'; omitted: the four papers', their baselines', and your own
                   source='emoji/animals', # What to train on: a task, a name or a path
                   targets=None, # What to judge on, besides the source; the other groups of emoji if omitted
                   shots:int=16, # Training images per class
@@ -52,8 +52,8 @@ def cross_dataset(methods=None, # Names or classes; all methods if omitted
     "Train on one data set, judge on others among their own names, as in CoCoOp (Zhou et al. 2022, arXiv 2203.05557)"
     return transfer('cross-dataset', methods, source, targets, shots, seeds, **how)
 
-# %% ../nbs/28_protocols.ipynb #e1c71f32
-def domain_shift(methods=None, # Names or classes; all methods if omitted
+# %% ../nbs/28_protocols.ipynb #1cd96d4c
+def domain_shift(methods=None, # Names or classes; 'all'; omitted: the four papers', their baselines', and your own
                  source='emoji/animals', # What to train on: a task, a name or a path
                  targets=None, # The same classes otherwise; the other artists' emoji if omitted
                  shots:int=16, # Training images per class

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['GOES_ON', 'Model', 'Pretrained', 'File', 'Recorded', 'Device', 'Precision', 'Debug', 'Set', 'Json', 'Shots',
            'Regulariser', 'TaskName', 'TaskNames', 'Seeds', 'Epochs', 'Batch', 'Published', 'Out', 'DEMO', 'words',
-           'numbers', 'settings', 'told', 'called', 'screen', 'say', 'left_over', 'budget', 'checked', 'typed', 'tell',
-           'show', 'the_clip', 'the_class']
+           'named', 'numbers', 'settings', 'told', 'called', 'screen', 'say', 'left_over', 'budget', 'checked', 'typed',
+           'tell', 'show', 'the_clip', 'the_class']
 
 # %% ../nbs/50a_terminal.ipynb #1859f365
 import ast, functools, shlex, sys, warnings
@@ -21,6 +21,11 @@ def words(s:str # 'a, b,c'
          ) -> list: # ['a', 'b', 'c']
     "A list written with commas"
     return [w for w in (x.strip() for x in s.split(',')) if w]
+
+def named(methods:str # Names with commas, 'all', or nothing
+         ): # What `find_methods` takes
+    "Which methods are meant"
+    return 'all' if methods.strip() == 'all' else words(methods) or None
 
 def numbers(s:str # '1,2,5' or '1-3'
            ) -> list: # Whole numbers

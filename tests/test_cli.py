@@ -24,7 +24,9 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(cli, "the_clip", lambda *a, **k: clip())
     monkeypatch.setattr(mc, "find_task", lambda x: x if not isinstance(x, str) else task(name=x))
     known = {c.__name__: c for c in (Nothing, Method, Explodes)}
-    monkeypatch.setattr(mc, "find_methods", lambda w=None: [known[x] for x in w] if w else [Nothing, Method])
+    monkeypatch.setattr(
+        mc, "find_methods", lambda w=None: [known[x] for x in w] if w and w != "all" else [Nothing, Method]
+    )
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -32,6 +34,20 @@ def small(monkeypatch, tmp_path):
 def test_help_is_quick_because_torch_is_not_loaded():
     code = "import sys, mudpt.cli; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_file_of_ones_own_is_used(tmp_path):
+    (tmp_path / "of_my_own_1.py").write_text(
+        "from mudpt.methods import VPT\n\nclass MyVPT(VPT):\n    'Mine'\n    source = 'me'\n"
+    )
+    run = [sys.executable, "-c", "from mudpt.cli import app; app()", "--use", "of_my_own_1.py"]
+    r = subprocess.run([*run, "methods", "--json"], capture_output=True, text=True, cwd=tmp_path)
+    assert r.returncode == 0, r.stderr
+    assert "me" in [m["source"] for m in json.loads(r.stdout) if m["method"] == "MyVPT"]
+    for path, says in ("nowhere.py", "is not a Python file"), ("json.py", "rename the file"):
+        (tmp_path / "json.py").write_text("")
+        bad = call("--use", tmp_path / path, "methods")
+        assert bad.exit_code == 2 and says in bad.output, bad.output
 
 
 PROTOCOLS = ["few-shot", "base-to-new", "cross-dataset", "domain-shift"]
