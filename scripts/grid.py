@@ -35,6 +35,7 @@ def main():
     ap.add_argument("--regularisers", nargs="+", default=REGULARISERS)
     ap.add_argument("--runs", type=Path, default=Path("runs/grid"), help="folder of runs; what is done there stays done")
     ap.add_argument("--workers", type=int, default=1, help="processes; 1: this one")
+    ap.add_argument("--collect", action="store_true", help="run nothing: write the rows that are there")
     ap.add_argument("--out", type=Path, default=Path("docs/grid"), help="folder for results.json")
     a = ap.parse_args()
     from mudpt import emoji
@@ -48,10 +49,11 @@ def main():
     cells = grid(["ZeroShot"], a.task, a.shots, seeds, epochs=a.epochs, bs=a.bs)
     cells += grid(list(a.methods), a.task, a.shots, seeds, epochs=a.epochs, bs=a.bs, regulariser=list(a.regularisers))
     s = Sweep(cells, a.runs, "here" if a.workers == 1 else "pool", a.workers)
-    s.run(bar=False, tell=progress(s))
+    if not a.collect:
+        s.run(bar=False, tell=progress(s))
     done = rows(s)
     info = circumstances(emoji.clip(), command="python scripts/grid.py", seconds=time.time() - began, shots=a.shots, seeds=seeds,
-                         protocol="base-to-new", epochs=a.epochs, bs=a.bs)  # fmt: skip
+                         protocol="base-to-new", epochs=a.epochs, bs=a.bs, cells=len(cells))  # fmt: skip
     write_whole(a.out / "results.json", json.dumps(plain(dict(info=info, rows=done)), indent=1, ensure_ascii=False))
     print(f"{len(done)} of {len(cells)} cells in {a.out / 'results.json'}")
 
