@@ -41,7 +41,7 @@ class ATPrompt(Prompts):
                  attributes:str|list='color shape', # Words in their order, as a text or a list; `published('eurosat')` for a known data set. The default was found for ImageNet
                  on:str='CoOp', # The method they are planted in: 'CoOp' or 'MaPLe'
                  n_ctx:int=2, # Vectors before the name, and before each attribute word
-                 depth:int|None=None # MaPLe's depth: None for its 9, or all blocks
+                 depth:int|None=None # Of MaPLe; None: its 9, or all blocks
                 ):
         super().__init__(clip)
         if on not in ('CoOp', 'MaPLe'): raise BadInput(f"on is '{on}': use 'CoOp' or 'MaPLe'")
