@@ -46,7 +46,7 @@ class ViT(OpaqueImage):
 
     def embed(self, images): # [B, 3, H, H] -> [B, T, D], before `ln_pre`
         x = self.net.conv1(images).flatten(2).transpose(1, 2)
-        x = torch.cat([self.net.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], 1)
+        x = torch.cat([self.net.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1), x], 1)
         return x + self.net.positional_embedding
 
     def ln_pre(self, x): return self.net.ln_pre(x)
@@ -68,7 +68,7 @@ def start(self:ViT, images, prompts=None, # Layer 0: [n, D], or one set per imag
 
 def put(self:ViT, s:ImageStream, p): # [n, D] or [B, n, D]; n may differ from before
     "Replace the visitors"
-    s.x = torch.cat([s.x[:, :s.base], p.to(s.x.dtype).expand(len(s.x), -1, -1)], 1)
+    s.x = torch.cat([s.x[:, :s.base], p.to(s.x.dtype).expand(s.x.shape[0], -1, -1)], 1)
 
 def tokens(self:ViT, s:ImageStream): return s.x[:, :s.base] # Class token and patches [B, T, D]
 def prompts(self:ViT, s:ImageStream): return s.x[:, s.base:] # Visitors [B, n, D]

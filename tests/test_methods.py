@@ -42,6 +42,7 @@ VARIANTS = {
     "HiCroPL": [dict(n_ctx=2), dict(n_ctx=5, depth=3, turn=2)],
     "ATPrompt": [{}, dict(on="MaPLe"), dict(attributes=["habitat"], n_ctx=3)],
     "LoRA": [{}, dict(rank=1, params="qv", towers="image")],
+    "MMRL": [{}, dict(n_rep=2, rep_dim=16, depth=1)],
 }
 ON_FEATURES = "LinearProbe", "CrossModalProbe", "TipAdapter", "TipAdapterF", "LPPlusPlus"  # they enter no tower
 CASES = [(name, kw) for name, many in VARIANTS.items() for kw in many]

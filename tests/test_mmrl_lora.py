@@ -13,7 +13,7 @@ from mudpt.attribution import attribute
 from mudpt.core import BadInput, seed_all
 from mudpt.keep import load_prompts, tensors_of
 from mudpt.looking import look
-from mudpt.methods import CoOp, LoRA, MaPLe, ZeroShot
+from mudpt.methods import MMRL, CoOp, LoRA, MaPLe, ZeroShot
 from mudpt.steps import options
 from mudpt.train import Trainer
 
@@ -219,3 +219,106 @@ def test_lora_learns():
     t = Trainer(m, task(), epochs=8, bs=8, lr=2e-2, workers=1, augment=False).fit()
     assert not m.training and t.history[-1] < 0.7 * t.history[0]
     assert m.trained_on == COLOURS
+
+
+# MMRL
+
+
+def mmrl(kind="vit", **kw):
+    seed_all(3)
+    m = MMRL(small(kind), **kw)
+    m.bind(NAMES)
+    return shake(m)
+
+
+def plain_text(m, names, late):
+    "Features of whole sentences through open_clip's own blocks, the row growing on the way"
+    net, first = m.clip.model, min(late)
+    ids = m.clip.tokenizer([m.template.format(n) for n in names])
+    x = net.token_embedding(ids) + net.positional_embedding
+    for i, block in enumerate(net.transformer.resblocks):
+        if i in late:
+            rest = x[:, 1:] if i == first else x[:, 1 + m.n_rep :]
+            x = torch.cat([x[:, :1], late[i].expand(len(x), -1, -1), rest], 1)
+        x = block(x, attn_mask=torch.full((x.shape[1], x.shape[1]), float("-inf")).triu(1))
+    return net.ln_final(x)[torch.arange(len(ids)), ids.argmax(1) + m.n_rep] @ net.text_projection
+
+
+def plain_image(m, x, late):
+    "Class feature and representation feature, tokens behind the class token as in the released code"
+    v, first = m.clip.model.visual, min(late)
+    x = v.conv1(x).flatten(2).transpose(1, 2)
+    x = v.ln_pre(torch.cat([v.class_embedding.expand(len(x), 1, -1), x], 1) + v.positional_embedding)
+    for i, block in enumerate(v.transformer.resblocks):
+        if i in late:
+            rest = x[:, 1:] if i == first else x[:, 1 + m.n_rep :]
+            x = torch.cat([x[:, :1], late[i].expand(len(x), -1, -1), rest], 1)
+        x = block(x)
+    x = v.ln_post(x)
+    return x[:, 0] @ v.proj, x[:, 1 : 1 + m.n_rep].mean(1) @ m.proj
+
+
+@pytest.mark.parametrize("kind,depth", [("vit", 2), ("vit", 4), ("vit", 1), ("wide text, unequal depth", 3)])
+def test_mmrl_is_the_plain_walk_with_a_longer_row(kind, depth):
+    "Logits, loss and every gradient"
+    m, found = mmrl(kind, depth=depth, n_rep=3, rep_dim=32, alpha=0.6, reg=2.0), []
+    x, n = images(m.clip), m.clip.model
+    for ours in (True, False):
+        m.zero_grad()
+        if ours:
+            out = m(x, NAMES)
+            logits, loss = out.logits, m.loss(out, Y)
+        else:
+            rep = lambda maps, L: {L - depth + j: F.linear(m.rep, w.weight, w.bias) for j, w in enumerate(maps)}
+            t = F.normalize(plain_text(m, NAMES, rep(m.to_text, m.clip.text.layers)), dim=-1)
+            v, r = (F.normalize(f, dim=-1) for f in plain_image(m, x, rep(m.to_image, m.clip.image.layers)))
+            with torch.no_grad():
+                v0 = n.encode_image(x)
+                t0 = n.encode_text(m.clip.tokenizer([m.template.format(c) for c in NAMES]))
+            s = n.logit_scale.exp()
+            a, b = s * v @ t.T, s * r @ t.T
+            logits = 0.6 * a + 0.4 * b
+            far = 2 - F.cosine_similarity(v, v0).mean() - F.cosine_similarity(t, t0).mean()
+            loss = 0.6 * F.cross_entropy(a, Y) + 0.4 * F.cross_entropy(b, Y) + 2.0 * far
+        loss.backward()
+        found.append([logits.detach(), loss.detach(), *(p.grad.clone() for p in m.parameters())])
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(a, b, atol=1e-5 * max(1.0, float(b.abs().max())), rtol=1e-4)
+
+
+def test_mmrl_new_classes_are_judged_by_the_class_token_alone():
+    m = mmrl(depth=2)
+    x = images(m.clip)
+    known, other, turned = m(x, NAMES), m(x, ["okapi", "cat"]), m(x, NAMES[::-1])
+    assert torch.allclose(known.logits, 0.7 * known.extra["by_class"] + 0.3 * known.extra["by_rep"], atol=1e-5)
+    assert torch.equal(other.logits, other.extra["by_class"]) and torch.equal(turned.logits, turned.extra["by_class"])
+    assert (known.extra["by_class"] - known.extra["by_rep"]).abs().max() > 0.1
+    m.eval()
+    with pytest.raises(BadInput, match="m.train\\(\\) before the forward pass"):
+        m.loss(m(x, NAMES), Y)
+
+
+@pytest.mark.parametrize("kind", ["siglip", "coca text", "custom blocks", "timm"])
+def test_mmrl_late_tokens_change_nothing_before_them_and_are_read_after(kind):
+    "Towers that the released code does not know: the features are whole, and they read the late tokens"
+    from mudpt.methods.mmrl import growing, grown
+
+    T = small(kind).text
+    cl = T.classes(NAMES)
+    late = {T.layers - 1: torch.randn(3, T.width)}
+    with torch.no_grad():
+        a, b = T.encode(cl, {}), growing(T, late).encode(cl, {})
+        again = growing(T, {T.layers - 1: late[T.layers - 1] * 2}).encode(cl, {})
+    assert a.shape == b.shape and b.isfinite().all() and (a - b).abs().max() > 1e-4 and (b - again).abs().max() > 1e-6
+    causal = torch.full((5, 5), float("-inf")).triu(1)
+    assert torch.equal(grown(causal, 1, 2), torch.full((7, 7), float("-inf")).triu(1))
+    assert grown(None, 1, 2) is None
+
+
+def test_mmrl_counts_and_recipe():
+    m = mmrl(depth=2, n_rep=5, rep_dim=16)
+    per = 16 * 64 + 64 + 16 * 128 + 128
+    assert m.n_trainable == 5 * 16 + 2 * per + 128 * 96
+    o = options(m)
+    assert (o["lr"], o["epochs"], o["bs"], o["warmup"], o["opt"], o["weight_decay"]) == (1e-3, 10, 4, 1, "adamw", 5e-4)
+    assert mmrl().depth == 4 and m.enters()["text"] == {2: (5, False), 3: (5, False)}

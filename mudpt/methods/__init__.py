@@ -13,6 +13,7 @@ from mudpt.methods.ivlp import IVLP
 from mudpt.methods.lora import LoRA
 from mudpt.methods.lpplus import LPPlusPlus
 from mudpt.methods.maple import MaPLe
+from mudpt.methods.mmrl import MMRL
 from mudpt.methods.mudpt import MuDPT
 from mudpt.methods.probes import CrossModalProbe, LinearProbe
 from mudpt.methods.tcp import TCP
@@ -23,7 +24,7 @@ from mudpt.prompts import methods as _registry
 
 __all__ = [
     "ZeroShot", "CoOp", "CoCoOp", "VPT", "IVLP", "MaPLe", "MuDPT", "DCP", "DPT",
-    "LinearProbe", "CrossModalProbe", "TipAdapter", "TipAdapterF", "LPPlusPlus", "TCP", "ATPrompt", "HiCroPL", "LoRA",
+    "LinearProbe", "CrossModalProbe", "TipAdapter", "TipAdapterF", "LPPlusPlus", "TCP", "ATPrompt", "HiCroPL", "LoRA", "MMRL",
 ]
 
 
