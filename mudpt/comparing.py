@@ -128,7 +128,8 @@ def numbers(scores:dict, # `Scores` by part: base and new, or all
 def facts(method, train:Trainer) -> dict:
     "What a row says about the method and its training"
     m,o = method,train.o if method.n_trainable else {}
-    return dict(order=m.order, batch_dependent=bool(m.batch_dependent), trainable=m.n_trainable, source=m.source, tier=m.tier, made_with=plain(m.args),
+    parts = [m, *(train.beside.all if train.beside else [])]
+    return dict(order=m.order, batch_dependent=bool(m.batch_dependent), trainable=m.n_trainable, source='; '.join(x.source for x in parts if x.source), tier=max(x.tier for x in parts), made_with=plain(m.args),
                 recipe={k: o.get(k) for k in ('epochs', 'lr', 'bs', 'warmup', 'opt')} | ({'regulariser': r} if (r := o.get('regulariser')) else {}), steps=train.step, seconds=train.seconds,
                 images_per_s=train.totals()['images_per_s'], loading=train.totals()['loading'], plan=picture(m))
 
@@ -201,8 +202,8 @@ def settle(clip, **given): # The frozen model
     from mudpt import emoji
     return emoji.clip()
 
-# %% ../nbs/24_compare.ipynb #4508c392
-def compare(methods=None, # Names or classes; all methods if omitted
+# %% ../nbs/24_compare.ipynb #054bb4c3
+def compare(methods=None, # Names or classes; 'all'; omitted: the four papers', their baselines', and your own
             tasks=('emoji/animals',), # Tasks, names or paths
             shots:int=16, # Training images per class
             seeds=(1, 2, 3), # One cell per seed: sample of images, initial values, order

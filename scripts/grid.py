@@ -21,7 +21,11 @@ def rows(sweep) -> list:
     from mudpt.listen import plain
 
     found = [sweep.find().get(i) for i in range(len(sweep))]
-    return [plain({k: v for k, v in r.row.items() if k not in LEFT_OUT}) for r in found if r and r.status in ("done", "error")]
+    return [
+        plain({k: v for k, v in r.row.items() if k not in LEFT_OUT})
+        for r in found
+        if r and r.status in ("done", "error")
+    ]
 
 
 def main():
@@ -33,7 +37,9 @@ def main():
     ap.add_argument("--bs", type=int, default=4)
     ap.add_argument("--methods", nargs="+", default=METHODS)
     ap.add_argument("--regularisers", nargs="+", default=REGULARISERS)
-    ap.add_argument("--runs", type=Path, default=Path("runs/grid"), help="folder of runs; what is done there stays done")
+    ap.add_argument(
+        "--runs", type=Path, default=Path("runs/grid"), help="folder of runs; what is done there stays done"
+    )
     ap.add_argument("--workers", type=int, default=1, help="processes; 1: this one")
     ap.add_argument("--collect", action="store_true", help="run nothing: write the rows that are there")
     ap.add_argument("--out", type=Path, default=Path("docs/grid"), help="folder for results.json")

@@ -120,7 +120,13 @@ def test_promptsrc_has_sixty_different_sentences():
     from mudpt.promptsrc import SIXTY
 
     assert len(set(SIXTY)) == len(SIXTY) == 60
-    for t in ("a photo of a {}.", "the origami {}.", "a {} in a video game.", "a photo of the hard to see {}.", "itap of the {}."):
+    for t in (
+        "a photo of a {}.",
+        "the origami {}.",
+        "a {} in a video game.",
+        "a photo of the hard to see {}.",
+        "itap of the {}.",
+    ):
         assert t in SIXTY
 
 
@@ -129,7 +135,9 @@ def test_consistency_looks_at_the_second_view(at):
     other = images(m.clip, seed=5)
     frozen.look(out, torch.stack([x, other], 1))
     cos = lambda a, b: np.mean(np.sum(a * b, -1))
-    want = (1 - cos(out.text.detach().numpy(), words(m.clip, task().template))) + (1 - cos(out.image.detach().numpy(), seen(m.clip, other)))
+    want = (1 - cos(out.text.detach().numpy(), words(m.clip, task().template))) + (
+        1 - cos(out.image.detach().numpy(), seen(m.clip, other))
+    )
     got = made("Consistency")[0].loss(out, None, frozen)
     assert float(got) == pytest.approx(8 * want, rel=1e-3)
     assert np.allclose(frozen.image().numpy(), seen(m.clip, x), atol=1e-5)
@@ -197,13 +205,20 @@ def test_weights_by_hand():
     assert few.index(max(few)) == 44 and few[39] / few[44] == pytest.approx(math.exp(-0.5))
 
 
-@pytest.mark.parametrize("spec", ["GaussianAverage(mean=0.5, std=0.5)", {"PromptSRC": dict(templates=["{}."], mean=0.5, std=0.5)}])
+@pytest.mark.parametrize(
+    "spec", ["GaussianAverage(mean=0.5, std=0.5)", {"PromptSRC": dict(templates=["{}."], mean=0.5, std=0.5)}]
+)
 def test_the_average_is_what_is_kept(spec):
     after = []
-    plain = trainer(regulariser=[spec] if isinstance(spec, str) else {"PromptSRC": {**spec["PromptSRC"], "average": False}}, epochs=4)
+    plain = trainer(
+        regulariser=[spec] if isinstance(spec, str) else {"PromptSRC": {**spec["PromptSRC"], "average": False}},
+        epochs=4,
+    )
     if isinstance(spec, str):
         plain = trainer(epochs=4)
-    plain.fit(lambda e: after.append([p.detach().clone() for p in plain.method.parameters()]) if e.kind == "epoch" else None)
+    plain.fit(
+        lambda e: after.append([p.detach().clone() for p in plain.method.parameters()]) if e.kind == "epoch" else None
+    )
     raw = [math.exp(-((e - 2) ** 2) / (2 * 2**2)) for e in range(1, 5)]
     t = trainer(regulariser=spec, epochs=4).fit()
     for i, p in enumerate(t.method.parameters()):
@@ -212,7 +227,9 @@ def test_the_average_is_what_is_kept(spec):
     assert not same(t, plain) and t.history == plain.history
 
 
-@pytest.mark.parametrize("spec", ["GaussianAverage", light("PromptSRC"), ["GaussianAverage", "KgCoOp", "ProGrad", "Consistency"]])
+@pytest.mark.parametrize(
+    "spec", ["GaussianAverage", light("PromptSRC"), ["GaussianAverage", "KgCoOp", "ProGrad", "Consistency"]]
+)
 @pytest.mark.parametrize("where", ["between epochs", "within an epoch"])
 def test_put_down_and_taken_up(spec, where):
     whole = trainer(regulariser=spec).fit()
@@ -289,7 +306,10 @@ def test_cell_keys_are_what_they_were():
     plain = cell("IVLP", t, shots=2)
     assert plain["train"] == {} and cell("IVLP", t, shots=2, regulariser="none") == plain
     assert cell_key({k: v for k, v in plain.items() if k != "train"}, clip, t) == cell_key(plain, clip, t)
-    held = [cell("IVLP", t, shots=2, regulariser=r) for r in ("KgCoOp", ["KgCoOp"], {"KgCoOp": {"weight": 8}}, KgCoOp, KgCoOp(8.0))]
+    held = [
+        cell("IVLP", t, shots=2, regulariser=r)
+        for r in ("KgCoOp", ["KgCoOp"], {"KgCoOp": {"weight": 8}}, KgCoOp, KgCoOp(8.0))
+    ]
     assert all(h == held[0] for h in held) and cell_key(held[0], clip, t) != cell_key(plain, clip, t)
     assert folder_name(plain, "0" * 16) == "IVLP-colours-base-to-new-2shots-seed1-00000000"
     assert folder_name(held[0], "0" * 16) == "IVLP+KgCoOp-colours-base-to-new-2shots-seed1-00000000"
@@ -331,7 +351,9 @@ def test_every_method_with_every_regulariser(name):
 def test_gradients_reach_the_prompts_and_nothing_else(r, at):
     m, x, out, frozen = at
     loss = made(light(r))[0].loss(out, None, frozen)
-    grads = dict(zip([k for k, _ in m.named_parameters()], torch.autograd.grad(loss, list(m.parameters()), allow_unused=True)))
+    grads = dict(
+        zip([k for k, _ in m.named_parameters()], torch.autograd.grad(loss, list(m.parameters()), allow_unused=True))
+    )
     moved = {k for k, g in grads.items() if g is not None and g.abs().sum() > 0}
     assert {k for k in grads if "text" in k} <= moved
     assert ({k for k in grads if "image" in k} <= moved) == (r != "KgCoOp")
@@ -386,7 +408,11 @@ def test_what_ships_is_known():
 def test_one_spelling():
     assert spelled({"PromptSRC": {"text": 25.0}}) == "PromptSRC"
     assert spelled({"PromptSRC": {"text": 10, "templates": ["a {}."]}}) == "PromptSRC(text=10.0, templates=['a {}.'])"
-    assert spelled("ProGrad+KgCoOp(weight=4)") == spelled(["KgCoOp(weight=4)", "ProGrad"]) == "KgCoOp(weight=4.0) + ProGrad"
+    assert (
+        spelled("ProGrad+KgCoOp(weight=4)")
+        == spelled(["KgCoOp(weight=4)", "ProGrad"])
+        == "KgCoOp(weight=4.0) + ProGrad"
+    )
     for s in ("KgCoOp", "PromptSRC(average=False)", "KgCoOp(weight=4.0) + ProGrad"):
         assert spelled(s) == s
 
@@ -434,13 +460,17 @@ def test_what_cannot_be_held_is_refused():
 
 def test_a_sweep_and_its_tables(tmp_path, own):
     t = task(4)
-    cells = grid(["CoOp", "IVLP"], "colours", 2, [1, 2], epochs=2, bs=2, regulariser=["none", "KgCoOp", "Tether(weight=0.1)"])
+    cells = grid(
+        ["CoOp", "IVLP"], "colours", 2, [1, 2], epochs=2, bs=2, regulariser=["none", "KgCoOp", "Tether(weight=0.1)"]
+    )
     assert len(cells) == 12 and sum("regulariser" in c["train"] for c in cells) == 8
     s = Sweep(cells, tmp_path, tasks=[t], clip=small("vit")).run(bar=False)
     assert s.counts == dict(done=12)
     assert len(s.find()) == 12 and Sweep(cells, tmp_path, tasks=[t], clip=small("vit")).counts == dict(done=12)
     rows = as_rows(s.runs)
-    assert {r["method"] for r in rows} == {a + b for a in ("CoOp", "IVLP") for b in ("", " + KgCoOp", " + Tether(weight=0.1)")}
+    assert {r["method"] for r in rows} == {
+        a + b for a in ("CoOp", "IVLP") for b in ("", " + KgCoOp", " + Tether(weight=0.1)")
+    }
     assert as_rows(rows) == rows and {r["method"] for r in as_rows(Runs(tmp_path).frame)} == {r["method"] for r in rows}
     plain = tabulate(s.runs, value="base")
     assert "CoOp + KgCoOp" in str(plain) and "Not alike" not in str(plain)
@@ -467,9 +497,19 @@ def test_at_the_terminal(tmp_path):
 
     at = lambda line: CliRunner().invoke(app, line)
     common = f"--shots 1 --epochs 1 --out {tmp_path}"
-    r = at(["sweep", *f"--methods CoOp --tasks emoji/vehicles --seeds 1 {common}/runs --json --regulariser".split(), "none,KgCoOp(weight=4),ProGrad + KgCoOp"])
+    r = at(
+        [
+            "sweep",
+            *f"--methods CoOp --tasks emoji/vehicles --seeds 1 {common}/runs --json --regulariser".split(),
+            "none,KgCoOp(weight=4),ProGrad + KgCoOp",
+        ]
+    )
     assert r.exit_code == 0, r.output
-    assert [c["train"].get("regulariser") for c in json.loads(r.stdout)] == [None, "KgCoOp(weight=4.0)", "KgCoOp + ProGrad"]
+    assert [c["train"].get("regulariser") for c in json.loads(r.stdout)] == [
+        None,
+        "KgCoOp(weight=4.0)",
+        "KgCoOp + ProGrad",
+    ]
     r = at(f"train CoOp --task emoji/vehicles {common}/p.safetensors --runs {tmp_path}/t --regulariser KgCoOp".split())
     assert r.exit_code == 0, r.output
     assert Runs(tmp_path / "t")[0].cell["train"] == dict(regulariser="KgCoOp")
