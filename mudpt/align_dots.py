@@ -96,7 +96,7 @@ const toward = (p, [x, y], [dx, dy], W, H) => { // the next dot that way, of tho
 PANE = '''
 const pane = (ctl, number) => {
   const base = make('canvas'), over = make('canvas'), title = make('b'), told = make('span');
-  const stage = make('div', { class: 'mudpt-stage', tabindex: 0, role: 'application', 'data-panel': number }, base, over), g = base.getContext('2d'), o = over.getContext('2d');
+  const stage = make('div', { class: 'mudpt-stage', tabindex: 0, role: 'application', 'data-panel': number }, base, over), kept = { willReadFrequently: true }, g = base.getContext('2d', kept), o = over.getContext('2d', kept); // in memory, where pixels are written
   const me = { box: make('figure', { class: 'mudpt-pane' }, make('figcaption', {}, title, ' ', told), stage), stage, W: 0, H: 0, p: new Float32Array(), q: new Float32Array(), path: null };
   let d = 0, to, see, find, look;
   const fit = () => { // as many pixels as the screen has there
@@ -173,6 +173,7 @@ const pane = (ctl, number) => {
     let name = null; for (let i = 0; i < me.q.length / 2; i++) if (far(me.q, i) <= 9 && (name === null || far(me.q, i) < far(me.q, name))) name = i;
     return name !== null && (id === null || far(me.q, name) <= far(me.p, id)) ? { name } : id === null ? null : { id };
   };
+  for (const c of [base, over]) c.addEventListener('contextrestored', ctl.draw); // the browser may lose what was drawn
   hands(me, ctl);
   return me;
 };

@@ -87,7 +87,7 @@ const render = ({ model, el }) => {
     draw(); setTimeout(() => dead || more(), 20);
   };
   const ctl = {
-    view: [0, 1, 0, 1], marks: null, at: null, mode: () => model.get('drag'),
+    view: [0, 1, 0, 1], marks: null, at: null, mode: () => model.get('drag'), draw: () => draw(),
     point(id, where = null, keyed = false) {
       if (id === null && ctl.at === null && !ctl.named) return;
       ctl.at = id; ctl.named = false; panes.forEach(p => p.veil());

@@ -446,7 +446,7 @@ DRAWN = "await new Promise(r => requestAnimationFrame(() => setTimeout(r)));"  #
 # Dots with nothing near them: their number, and how far their colour is from that of the paper
 LONE = f"""async panel => {{ {DRAWN} {STAGE} const paper = getComputedStyle(stage).backgroundColor.match(/\\d+/g).map(Number), n = p.length / 2, out = [];
   for (let i = 0; i < n; i++) {{ let near = Infinity; for (let k = 0; k < n; k++) if (k !== i) near = Math.min(near, Math.hypot(p[2*k] - p[2*i], p[2*k + 1] - p[2*i + 1]));
-    if (near > 10) {{ const c = base.getContext('2d').getImageData(p[2*i] * d, p[2*i + 1] * d, 1, 1).data; out.push([i, near, Math.max(...paper.map((v, k) => Math.abs(v - c[k])))]) }} }}
+    if (near > 10) {{ const c = base.getContext('2d').getImageData(p[2*i] * d, p[2*i + 1] * d, 1, 1).data; if (c[3] !== 255) throw Error('nothing is drawn'); out.push([i, near, Math.max(...paper.map((v, k) => Math.abs(v - c[k])))]) }} }}
   return out.sort((a, b) => b[1] - a[1]) }}"""
 RING = f"async ([panel, id]) => {{ {DRAWN} {STAGE} const a = over.getContext('2d').getImageData(0, 0, over.width, over.height).data; let n = 0, x = 0, y = 0; for (let i = 3; i < a.length; i += 4) if (a[i] > 128) {{ n++; x += (i >> 2) % over.width; y += (i >> 2) / over.width | 0 }} return n > 60 && Math.hypot(x / n / d - p[2*id], y / n / d - p[2*id + 1]) < 3 }}"
 PLACES = f"panel => Array.from({MAP}.spots(panel), v => Math.round(10 * v)).join()"
@@ -466,6 +466,7 @@ def shown_as(page, selected, panels=3):  # a line, a name or its mark may lie on
         full, pale = strong(page, k)
         wrong = (full - selected) | (pale & selected)
         assert len(wrong) <= 0.1 * len(full | pale), (k, wrong)
+        assert len(pale & selected) <= 0.4 * len((full | pale) & selected), (k, pale & selected)
     return True
 
 
