@@ -44,19 +44,17 @@ def lines(text):
 
 
 def commands(text):
-    "Calls of mudpt, as words; `python mine.py` is mudpt with a module of one's own."
-    out = []
-    for t in lines(text):
-        t = re.sub(r"^(\$ |python mine\.py )", lambda m: "mudpt " if "mine" in m[0] else "", t)
-        if t.startswith("mudpt "):
-            out.append(shlex.split(t, comments=True)[1:])
-    return out
+    "Calls of mudpt, as words."
+    typed = (t.removeprefix("$ ") for t in lines(text))
+    return [shlex.split(t, comments=True)[1:] for t in typed if t.startswith("mudpt ")]
 
 
 def wrong(words):
     "What a command line has that the program does not know; empty if nothing."
     command, rest = typer.main.get_command(app), list(words)
     while hasattr(command, "commands"):
+        while rest and rest[0] in {o for p in command.params for o in p.opts}:
+            rest = rest[2:]  # an option of the whole program, and its value
         if not rest or rest[0] not in command.commands:
             return f"no command {rest[:1]}"
         command = command.commands[rest.pop(0)]
@@ -66,6 +64,7 @@ def wrong(words):
 
 def test_a_wrong_command_would_be_found():
     assert not wrong(["compare", "--seeds", "1-3"]) and not wrong(["data", "prepare", "dtd"])
+    assert not wrong(["--use", "mine.py", "compare"]) and wrong(["--use", "mine.py", "compair"])
     assert wrong(["compair"]) and wrong(["data", "fetch"]) and wrong(["train", "MaPLe", "--shot", "16"]) == "--shot"
 
 
