@@ -40,7 +40,9 @@ class Whole:
     def __len__(self): return self.times
     def set_epoch(self, epoch): pass
     def __iter__(self):
-        for self.k in range(self.times): yield self.x, self.y
+        for k in range(self.times):
+            self.k = k
+            yield self.x, self.y
 
 # %% ../../nbs/19_features.ipynb #1bc1b2d6
 class _OnFeatures(Prompts):
