@@ -6,8 +6,11 @@ _HOME = {  # module -> its names; a module is imported when one of its names is 
     "core": "MudptError BadInput BadFile NoSlots Unknown seed_all",
     "towers": "Clip load_clip trace",
     "prompts": "Prompts Out run",
-    "methods": "ZeroShot CoOp CoCoOp VPT IVLP MaPLe MuDPT DCP DPT",
+    "methods": "ZeroShot CoOp CoCoOp VPT IVLP MaPLe MuDPT DCP DPT TCP ATPrompt HiCroPL MMRL LoRA "
+    "LinearProbe CrossModalProbe TipAdapter TipAdapterF LPPlusPlus",
+    "regularise": "Regulariser regularisers",
     "keep": "load_prompts read_card",
+    "share": "from_hub push_file",
     "data": "Task folder listing open_image",
     "sources": "as_task from_hf from_torchvision from_frame from_shards",
     "catalogue": "tasks task prepare",
@@ -36,7 +39,7 @@ def __getattr__(name):
 
     if name not in __all__:
         raise AttributeError(f"module 'mudpt' has no attribute '{name}'")
-    for module in ("methods", "keep"):  # methods register themselves; prompts learn to save
+    for module in ("methods", "keep", "share", "onnx_file"):  # methods register themselves; prompts learn to be saved and sent
         import_module(f"mudpt.{module}")
     if name in ("methods", "emoji"):
         return import_module(f"mudpt.{name}")

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['block_ops', 'image_ops', 'text_ops', 'floor_ops', 'rate']
 
-# %% ../nbs/38b_floor.ipynb #7c2be75f
+# %% ../nbs/38b_floor.ipynb #69b59a62
 import time
 
 import torch
 
 from .core import BadInput
+from .naive import own_towers
 
 # %% ../nbs/38b_floor.ipynb #e87f607a
 def block_ops(d, # Width
@@ -43,6 +44,7 @@ def text_ops(m, names) -> float: # For all classes, forward
 
 def floor_ops(m, names, batch:int) -> dict: # Floating-point operations by tower
     "What a training step has to do, forward and backward; what methods compute beside the towers is left out"
+    if own_towers(m): raise BadInput(f"{m.name} walks towers of its own making, whose floor is not counted here")
     if m.order == 'image first': raise BadInput(f"{m.name} encodes all names for each image: its floor is not that of the others")
     plain = batch * image_ops(m, {}) if m.order == 'text first' else 0. # these look at the plain image first
     moved = 2 if m.prompts_image else 1

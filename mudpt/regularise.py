@@ -160,6 +160,7 @@ class Beside:
                  method, task, # What is trained, on what
                  opt:str='sgd'): # By which optimiser
         self.all,self.method,self.frozen,self.kept = made(spec),method,Frozen(method, task),{}
+        if hasattr(method, 'meet'): raise BadInput(f"{method.name} is fitted to stored features by an objective of its own, so there is no place for {spelled(spec)}: leave the regulariser out")
         if not method.n_trainable: raise BadInput(f"{method.name} has nothing to train, so there is nothing for {spelled(spec)} to hold: leave the regulariser out")
         turning = [r.name for r in self.all if type(r).second is not Regulariser.second]
         if turning and opt == 'lbfgs': raise BadInput(f"{turning[0]} turns gradients, and opt='lbfgs' would not find the loss they belong to: use 'sgd' or 'adamw'")

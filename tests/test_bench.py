@@ -91,6 +91,8 @@ def test_bad_input_is_a_sentence():
         b.Case("MaPLee", small(), 5, 2)
     with pytest.raises(BadInput, match="trains nothing"):
         b.Case("ZeroShot", small(), 5, 2)
+    with pytest.raises(BadInput, match="towers of its own"):
+        b.Case("LoRA", small(), 5, 2)
     with pytest.raises(BadInput, match="2 to 10,000"):
         b.names_for(10_001)
     assert len(set(b.names_for(10_000))) >= 9_900, "names are names, not copies"

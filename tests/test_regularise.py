@@ -36,8 +36,9 @@ def task(n=3, template="a photo of a {}, a kind of colour."):
 
 
 def make(name="IVLP", **kw):
+    clip = small("vit")
     seed_all(1)
-    m = methods[name](small("vit"), **kw)
+    m = methods[name](clip, **kw)
     m.bind(NAMES)
     return m
 
@@ -47,8 +48,9 @@ def light(name):
 
 
 def trainer(method="IVLP", regulariser=None, t=None, **o):
+    clip = small("vit")  # made at the first call, which draws
     seed_all(1)
-    m = methods[method](small("vit"))
+    m = methods[method](clip)
     return Trainer(m, t or task(), **{**dict(epochs=3, bs=4, lr=0.05, workers=1, regulariser=regulariser), **o})
 
 
@@ -440,6 +442,13 @@ def test_mistakes_become_sentences(spec, said):
     with pytest.raises(MudptError) as e:
         trainer(regulariser=spec)
     assert said in str(e.value)
+
+
+def test_a_classifier_on_features_is_fitted_without():
+    m = methods["LinearProbe"](small("vit"))
+    m.bind(NAMES)
+    with pytest.raises(BadInput, match="LinearProbe is fitted to stored features"):
+        Beside("KgCoOp", m, task())
 
 
 def test_what_cannot_be_held_is_refused():
