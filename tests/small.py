@@ -1,7 +1,9 @@
 """Small frozen CLIPs with random weights, one for each kind of tower the kit walks"""
 
+import random
 from functools import cache
 
+import numpy as np
 import open_clip
 import torch
 
@@ -52,6 +54,14 @@ CONFIGS = {
 @cache
 def small(kind="vit", precision="fp32") -> Clip:
     "A frozen CLIP of one kind; weights large enough that mistakes show"
+    was = random.getstate(), np.random.get_state(), torch.get_rng_state()  # whoever is first draws what all others do
+    try:
+        return drawn(kind, precision)
+    finally:
+        random.setstate(was[0]), np.random.set_state(was[1]), torch.set_rng_state(was[2])
+
+
+def drawn(kind, precision) -> Clip:
     seed_all(0)
     cfg = CONFIGS[kind]
     if precision != "fp32":
