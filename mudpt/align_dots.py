@@ -97,15 +97,17 @@ PANE = '''
 const pane = (ctl, number) => {
   const base = make('canvas'), over = make('canvas'), title = make('b'), told = make('span');
   const stage = make('div', { class: 'mudpt-stage', tabindex: 0, role: 'application', 'data-panel': number }, base, over), kept = { willReadFrequently: true }, g = base.getContext('2d', kept), o = over.getContext('2d', kept); // in memory, where pixels are written
-  const me = { box: make('figure', { class: 'mudpt-pane' }, make('figcaption', {}, title, ' ', told), stage), stage, W: 0, H: 0, p: new Float32Array(), q: new Float32Array(), path: null };
+  const me = { box: make('figure', { class: 'mudpt-pane' }, make('figcaption', {}, title, ' ', told), stage), stage, W: 0, H: 0, p: new Float32Array(), q: new Float32Array(), path: null, tries: 30 };
   let d = 0, to, see, find, look;
-  const fit = () => { // as many pixels as the screen has there
+  const fit = () => { // as many pixels as the screen has there; false while there is no place at all
     const { clientWidth: W, clientHeight: H } = stage, r = window.devicePixelRatio || 1;
-    if (W === me.W && H === me.H && r === d) return;
+    if (!W || !H) return false;
+    if (W === me.W && H === me.H && r === d) return true;
     Object.assign(me, { W, H }); d = r;
     for (const c of [base, over]) { c.width = Math.max(1, Math.round(W * d)); c.height = Math.max(1, Math.round(H * d)); }
     const image = g.createImageData(base.width, base.height);
     to = { image, W: base.width, H: base.height, data: image.data, words: new Uint32Array(image.data.buffer) };
+    return true;
   };
   const place = xy => { // from the map's numbers to pixels, one scale for both axes
     const { k, x, y } = see, out = new Float32Array(xy.length);
@@ -144,10 +146,11 @@ const pane = (ctl, number) => {
     }
   };
   me.paint = (c, s, now) => {
-    fit(); look = now;
+    look = now;
     title.textContent = c.title; told.textContent = c.gap;
     stage.setAttribute('aria-label', `${c.title}; ${c.gap}. Arrow keys point at the next picture, Enter selects it, Page Up and Page Down move through the epochs, plus and minus change the scale, Escape lets go.`);
-    if (!me.W || !me.H) return;
+    if (!fit()) { if (me.tries-- > 0) setTimeout(ctl.draw, 100); return; } // gone for a moment, as while themes change
+    me.tries = 30;
     const [x0, x1, y0, y1] = ctl.view; find = null;
     see = { k: Math.min(me.W / (x1 - x0), me.H / (y1 - y0)), x: (x0 + x1) / 2, y: (y0 + y1) / 2 };
     me.p = place(c.x); me.q = place(c.t);
