@@ -2,10 +2,16 @@
 
 Exported cells are replaced by the module's names, so what is checked is the file users import
 (`nbdev_test`, by contrast, runs the notebook's own copies).
+
+With --serve, notebooks are named on standard input, and each runs in a fork of this process: nothing of one is left for
+the next, and what takes longest for a short page, importing packages that are not ours, is done once.
 """
 
+import json
 import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 from execnb.shell import CaptureShell
@@ -54,5 +60,28 @@ def main(path):
         sys.exit(shell.prettytb(fname=path))
 
 
+def serve(minutes):
+    "Answers each line [notebook, file for its complaints] with an exit code. Returns in the forks alone: what to run"
+    import open_clip  # noqa: F401
+    import pandas  # noqa: F401
+    import plotly.graph_objects  # noqa: F401
+    import torchvision  # noqa: F401
+
+    while line := sys.stdin.readline():
+        path, complaints = json.loads(line)
+        if not (child := os.fork()):
+            for fd, where in (0, os.devnull), (1, os.devnull), (2, complaints):
+                os.dup2(os.open(where, os.O_RDWR | os.O_CREAT), fd)
+            return Path(path)
+        end = time.monotonic() + 60 * minutes
+        while not (done := os.waitpid(child, os.WNOHANG))[0]:
+            if time.monotonic() > end:
+                os.kill(child, signal.SIGKILL)
+            time.sleep(0.05)
+        print(os.waitstatus_to_exitcode(done[1]), flush=True)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).absolute())
+    what = serve(float(sys.argv[2])) if sys.argv[1] == "--serve" else Path(sys.argv[1])
+    if what:
+        main(what.absolute())
