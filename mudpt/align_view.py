@@ -48,7 +48,7 @@ class Panels(_a.AnyWidget):
     waits = _t.Bool(False).tag(sync=True) # Is another map on its way?
 
     def __init__(self, state):
-        self.state, self.maps, self.showing = state, [], None
+        self.state, self.maps, self.showing, self.told = state, [], None, {}
         super().__init__()
         self.on_msg(lambda _, content, buffers: self.answer(content))
         self.observe(self.touched, ['epoch', 'hovered', 'marks'])
@@ -62,8 +62,9 @@ class Panels(_a.AnyWidget):
     def show(self, f): # An `AlignFrame`
         "Bring the browser in step"
         with self.hold_sync():
-            self.showing = threading.get_ident()
-            try: self.epoch, self.hovered, self.marks = f.epoch, f.hovered, b'' if f.selected is None else f.selected.astype('<i4').tobytes()
+            self.showing, now = threading.get_ident(), dict(epoch=f.epoch, hovered=f.hovered, marks=b'' if f.selected is None else f.selected.astype('<i4').tobytes())
+            try: # what the state has not changed stays as a hand may just have set it
+                for n in [n for n, v in now.items() if n not in self.told or self.told[n] != v]: self.told[n] = now[n]; setattr(self, n, now[n])
             finally: self.showing = None
             self.waits = f.status == 'working' and not f.clouds
             if not f.clouds: return

@@ -354,6 +354,11 @@ def test_a_lasso_of_the_browser_selects_in_the_state_and_in_every_view():
     assert s.hovered == b.panels.hovered == 7
     s.hovered = None
     assert a.panels.hovered is None
+    with a.panels.hold_trait_notifications():  # a hand was there, and the state has not heard of it yet
+        a.panels.epoch = 1
+        a.panels.show(s.frame())
+        assert a.panels.epoch == 1
+    assert s.epoch == b.panels.epoch == 1
     b.panels.showing = -1  # another thread draws just now: what a hand does counts all the same
     b.panels.marks = b""
     assert s.selected is None and not a.panels.marks
