@@ -306,6 +306,7 @@ def test_no_test_image_is_read_in_fitting(clip, task, cls):
 
 
 def count(clip, monkeypatch):
+    assert clip.embed_dim  # found out once per model, by a blank picture
     seen, through = [], clip.image.encode
     monkeypatch.setattr(clip.image, "encode", lambda x, *a, **k: (seen.append(len(x)), through(x, *a, **k))[1])
     return seen
