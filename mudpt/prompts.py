@@ -241,6 +241,7 @@ def from_phrase(clip, phrase:str|None, # Words to start from
     ids = words[0][T.lead:T.pooled_at(words)[0]] if T.pool_type in ('argmax', 'eos') else T.classes([phrase], 0, '{}').ids[0].tolist()[T.lead:T.lead + len(phrase.split())]
     if rule == 'whole': n = len(ids)
     v = torch.randn(n, T.width)*0.02
+    if rule == 'rest' and n > len(ids): return v, ''
     k = min(n, len(ids))
     v[:k] = T.net.token_embedding(torch.tensor(ids[:k], device=T.device)).float().cpu()
     left = phrase.split()[n:] if rule == 'rest' and len(ids) == len(phrase.split()) else []
