@@ -9,7 +9,7 @@ __all__ = ['STYLE', 'svg', 'text', 'line', 'mark', 'nice', 'scale', 'groups', 's
 # %% ../nbs/24c_charts.ipynb #595ac8e6
 import math
 from html import escape
-from statistics import fmean, pstdev
+from statistics import fmean, stdev
 
 from .table import MEASURES, one_line, ordered
 
@@ -68,7 +68,7 @@ def whisker(rs, column, x, y, cls, square) -> str:
     "Seeds, spread and mean of one method on one axis"
     v = [r[column] for r in rs if r.get(column) is not None]
     if not v: return text(96, y + 4, f'no answer on {column} classes', cls='dim', extra='font-size="10"')
-    m,sd = fmean(v),pstdev(v)
+    m,sd = fmean(v),stdev(v) if len(v) > 1 else 0.
     seeds = ''.join(mark(x(r[column]), y, 2.6, f'{cls} seed', f"{r['method']}, {r['task']}, seed {r['seed']}: {column} {r[column]:.1f}") for r in rs if r.get(column) is not None)
     bar = line(x(m-sd), y, x(m+sd), y, cls) + ''.join(line(x(e), y-3, x(e), y+3, cls) for e in (m-sd, m+sd)) if len(v) > 1 else ''
     return seeds + bar + mark(x(m), y, 4.5, cls, f"{rs[0]['method']}: {column} {m:.1f} ± {sd:.1f} over {len(v)} runs", square)

@@ -106,7 +106,7 @@ class Comparison:
     def notes(self) -> list: # Sentences
         "What belongs under the table"
         seeds,memory = self.info['seeds'],next((r['memory'] for r in self.rows if r['status'] == 'ok'), '')
-        return list(filter(None, [budget(self.info), f"Mean ± population standard deviation over seeds {', '.join(map(str, seeds))}." if len(seeds) > 1 else f'One seed ({seeds[0]}): no spread is known.',
+        return list(filter(None, [budget(self.info), f"Mean ± sample standard deviation (n − 1) over seeds {', '.join(map(str, seeds))}." if len(seeds) > 1 else f'One seed ({seeds[0]}): no spread is known.',
                 SAID.get(self.info['protocol'], ''), precision_note(self.rows), tier_note(self.rows), split_note(self.rows), memory and not isinstance(self.table(), Columns) and f'Peak memory: the most that was {memory} in a run.',
                 *self.info.get('notes', []), *refused(self.rows), *failed(self.rows)]))
 

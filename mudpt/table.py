@@ -6,7 +6,7 @@
 __all__ = ['MEASURES', 'harmonic_of', 'by_seed', 'spread', 'one_line', 'ordered', 'markdown', 'html_table', 'rich_table', 'Table']
 
 # %% ../nbs/24b_table.ipynb #b8079b8c
-from statistics import fmean, pstdev
+from statistics import fmean, stdev
 
 import pandas as pd
 
@@ -25,9 +25,9 @@ def by_seed(rows:list, # Rows of one method
     return [fmean(xs) for s in seeds if None not in (xs := [value.get((s, t)) for t in tasks])]
 
 def spread(xs:list # Numbers
-          ) -> tuple: # (mean, population standard deviation); None where it cannot be known
+          ) -> tuple: # (mean, sample standard deviation); None where it cannot be known
     "Mean and spread; one number has no spread"
-    return (fmean(xs) if xs else None), (pstdev(xs) if len(xs) > 1 else None)
+    return (fmean(xs) if xs else None), (stdev(xs) if len(xs) > 1 else None)
 
 # %% ../nbs/24b_table.ipynb #45fb9b29
 MEASURES = {'base-to-new': ('base', 'new', 'H'), 'few-shot': ('accuracy', 'macro_f1', 'ece')}

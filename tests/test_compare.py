@@ -140,7 +140,7 @@ def test_harmonic_mean_is_taken_of_averages():
     rows = [dict(method="A", seed=s, base=b, new=n, **kw) for s, b, n in ((1, 90.0, 30.0), (2, 50.0, 70.0))]
     line = Table(rows).lines[0]
     assert line["H"][0] == pytest.approx(harmonic_of(70, 50)) != (harmonic_of(90, 30) + harmonic_of(50, 70)) / 2
-    assert line["base"] == (70, 20)  # population standard deviation
+    assert line["base"] == (70, pytest.approx(20 * 2**0.5))  # of a sample: two draws out of many
 
 
 def test_an_incomplete_method_is_never_bold():
