@@ -20,7 +20,7 @@ from .listen import Bar, Peak, plain
 from .named import find_methods, find_task
 from .pictures import source_key
 from .results import Comparison, circumstances, have, load, save
-from .runfolder import clip_facts, folder_name
+from .runfolder import folder_name
 from .shelf import CannotWrite
 from .shots import digest_of
 from .surviving import LOOSE, attend, said
@@ -161,8 +161,7 @@ def fill_or_fetch(cell, cls, clip, task, out=None, **how) -> dict: # A row; 'sta
 def kept(cell, cls, clip, task, root, control=None, patience=float('inf'), **how) -> dict: # The record of the run, as in its run.json
     "Fill a cell in a run folder below `root`, or what is left of it, or fetch it; an error is recorded, then raised"
     folder,key = run_folder(cell, clip, task, root)
-    return attend(folder, dict(cell, train=cell.get('train', {})), key, lambda keeper: fill(cell, cls, clip, task, **how, keeper=keeper),
-                  dict(clip=clip_facts(clip)), control, patience, clip.device)
+    return attend(folder, cell, key, lambda keeper: fill(cell, cls, clip, task, **how, keeper=keeper), clip, control, patience)
 
 def run_folder(cell, clip, task, root) -> tuple: # (its path, the cell's key)
     "Where a cell is kept"

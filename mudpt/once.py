@@ -13,7 +13,7 @@ from .comparing import cell_key, cost, drawn, judged, learn, made_for, numbers, 
 from .core import BadFile, digest
 from .keep import load_prompts, tensors_of
 from .listen import Peak, plain
-from .runfolder import PROMPTS, RECORD, SAFE, clip_facts, folder_name
+from .runfolder import PROMPTS, RECORD, SAFE, folder_name
 from .shelf import writing
 from .surviving import LOOSE, attend
 
@@ -58,8 +58,7 @@ def kept(self:Once):
     "From its folder; trained there if it is not, or not whole"
     made: list = []
     def work(keeper): made[:] = self.learned(keeper); return made[1]
-    def do(): return attend(self.folder, dict(self.cell, train=self.cell.get('train', {}), protocol=f'trained-on-{self.classes}'), self.key, work,
-                            dict(clip=clip_facts(self.clip)), device=self.clip.device)['row']
+    def do(): return attend(self.folder, dict(self.cell, protocol=f'trained-on-{self.classes}'), self.key, work, self.clip)['row']
     row = do()
     if not made:
         try: return load_prompts(self.folder/PROMPTS, self.clip),row
@@ -93,7 +92,7 @@ def answer(once:Once, task, role:str, protocol:str, out=None, shared=None) -> di
     if not out: return tried(cell, lambda: answered(once, task, role, shared))
     key = digest(f'{once.key} {task.fingerprint} {task.template} {protocol}')
     folder = Path(out)/'runs'/folder_name(cell, key)
-    return tried(cell, lambda: attend(folder, dict(cell, train=cell.get('train', {})), key, lambda keeper: answered(once, task, role, shared), dict(clip=clip_facts(once.clip)), device=once.clip.device)['row'])
+    return tried(cell, lambda: attend(folder, cell, key, lambda keeper: answered(once, task, role, shared), once.clip)['row'])
 
 def answered(once:Once, task, role, shared=None) -> dict:
     "What judging adds to a row"

@@ -11,12 +11,12 @@ import os, warnings
 from html import escape
 from pathlib import Path
 
-from .comparing import find_methods, find_task, made_for, settle
-from .core import BadInput, MudptError, needs, seed_all, unknown
+from .comparing import find_methods, find_task, learn, settle
+from .core import BadInput, MudptError, needs, unknown
 from .prompts import signature
 from .runfolder import here
 from .runs import TRAIN, cell
-from .train import Trainer
+from .surviving import Loose
 
 # %% ../nbs/47c_search.ipynb #ccc4339c
 def suggest(trial, # Of Optuna
@@ -44,10 +44,14 @@ def check_space(method:str, space:dict) -> None:
     sorted_out(method, space)
 
 # %% ../nbs/47c_search.ipynb #a8242a09
-class Pruner:
-    "Tells a trial how the run is doing, and stops it if there is no hope"
-    def __init__(self, trial, trainer, measure:str='accuracy'):
-        self.trial,self.trainer,self.measure,self.now,self.hopeless = trial,trainer,measure,None,False
+class Pruner(Loose):
+    "Tells a trial how its training is doing, and stops it if there is no hope"
+    def __init__(self, trial, measure:str='accuracy'):
+        self.trial,self.measure,self.trainer,self.now,self.hopeless = trial,measure,None,None,False
+    def fit(self, trainer, *listeners):
+        self.trainer = trainer
+        trainer.fit(self, *listeners)
+        if self.now is None: self.now = trainer.validate()[self.measure]
     def __call__(self, e): # An `Event`
         if e.kind != 'eval': return
         self.now = e.data[self.measure]
@@ -61,14 +65,10 @@ def attempt(trial, c:dict, # A cell
     "Train one cell; judge it on validation images, and on nothing else"
     sample = task.few_shot(c['shots'], c['seed'])
     part = sample if c['protocol'] == 'few-shot' else sample.base
-    seed_all(c['seed'])
-    cls = find_methods([c['method']])[0]
-    method = cls(clip, **made_for(cls, part) | c['args'])
-    trainer = Trainer(method, part, epochs=c['epochs'], bs=c['bs'], seed=c['seed'], **(c['train'] | dict(eval_every=1)))
-    pruner = Pruner(trial, trainer, measure)
-    trainer.fit(pruner, *listeners)
+    pruner = Pruner(trial, measure)
+    learn(dict(c, train=c['train'] | dict(eval_every=1)), find_methods([c['method']])[0], clip, part, listeners, keeper=pruner)
     if pruner.hopeless: raise needs('optuna', 'search').TrialPruned()
-    return trainer.validate()[measure] if pruner.now is None else pruner.now
+    return pruner.now
 
 # %% ../nbs/47c_search.ipynb #59c124d2
 class Search:

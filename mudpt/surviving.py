@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .core import BadFile, BadInput, MudptError, to_disk
 from .listen import plain
-from .runfolder import (FORMAT, PROMPTS, RECORD, RESUME, SAFE, environment, git_state, here, now, put_events, put_moment, put_record, read_events,
+from .runfolder import (FORMAT, PROMPTS, RECORD, RESUME, SAFE, clip_facts, environment, git_state, here, now, put_events, put_moment, put_record, read_events,
     read_moment, read_record)
 from .shelf import CannotWrite, alone, writing
 
@@ -114,10 +114,10 @@ def finished(folder, key:str # Of the cell
 def attend(folder, # Of this run alone; made if it is not there
            cell:dict, key:str, # What is to be done, and its name
            work, # Keeper -> row
-           about:dict|None=None, # More for the record
+           clip=None, # The frozen model, for the record
            control=None, # A `Control` to stop it
-           patience:float=math.inf, # Seconds to wait for another process that is at it
-           device='cpu') -> dict: # The record; errors are recorded, then raised
+           patience:float=math.inf # Seconds to wait for another process that is at it
+          ) -> dict: # The record; errors are recorded, then raised
     "Do a run, or what is left of it; fetch it if it is done"
     folder = Path(folder)
     if r := finished(folder, key): return tidied(folder, r) # without a lock: a folder of finished runs may be read-only
@@ -125,7 +125,7 @@ def attend(folder, # Of this run alone; made if it is not there
     with alone(folder/'run', patience=patience, elsewhere=SAFE['elsewhere']) as ours:
         if not ours: return last_record(folder) or dict(key=key, cell=cell, status='running')
         if r := finished(folder, key): return tidied(folder, r) # somebody did it while we waited
-        return sit(begin(folder, cell, key, about or {}, control, device), work)
+        return sit(begin(folder, dict(cell, train=cell.get('train', {})), key, clip, control), work)
 
 # %% ../nbs/22d_surviving.ipynb #3e4da8fa
 def last_record(folder) -> dict: # {} if there is none that can be read
@@ -141,9 +141,10 @@ def tidied(folder:Path, record:dict) -> dict:
         if record.get('status') == 'done': (folder/RESUME).unlink(missing_ok=True)
     return record
 
-def begin(folder:Path, cell, key, about, control, device) -> Keeper:
+def begin(folder:Path, cell, key, clip, control) -> Keeper:
     "Sit down to a run, and say who is here"
-    was,env = tidied(folder, last_record(folder)),environment(device)
+    was,env = tidied(folder, last_record(folder)),environment('cpu' if clip is None else clip.device)
+    about = {} if clip is None else dict(clip=clip_facts(clip))
     timing = was.get('timing', {}) if (folder/RESUME).exists() else {}
     differs = [f'{k} {was["env"].get(k)}, now {v}' for k,v in env.items() if was.get('env') and was['env'].get(k) != v]
     if differs and timing: warnings.warn(f"'{folder.name}' was begun with {'; '.join(differs)}: the last digits may differ from an uninterrupted run", stacklevel=4)
