@@ -13,25 +13,22 @@ import torch
 import torch.nn.functional as F
 
 from .core import BadInput, unknown
-from .prompts import frozen as features_of, signature
+from .prompts import said, signature
 
 # %% ../nbs/18_regularise.ipynb #9780bdf4
 class Frozen:
     "The frozen model beside a run; all features are normalised, nothing has a gradient"
     def __init__(self, method, # What is trained
                  task): # On which names, with which sentence
-        self.method,self.clip,self.task,self.known = method,method.clip,task,{}
+        self.method,self.clip,self.task = method,method.clip,task
         self.moves = method.prompts_image # If not, the method's image features are the frozen ones
 
     def text(self, *templates): # Sentences with '{}'; the task's own if omitted -> [C, E]
         "Class features of one sentence, or the direction of their mean over several"
         own = templates or (self.task.template,)
-        if own not in self.known:
-            bad = next((t for t in own if not isinstance(t, str) or '{}' not in t), None)
-            if bad is not None or None in own: raise BadInput(f"template {bad!r} of task '{self.task.name}' has no '{{}}' for the class name: a regulariser needs a sentence such as 'a photo of a {{}}.'")
-            raw = (features_of(self.clip, self.clip.text.classes(list(self.task.names), template=t))[0].float() for t in own)
-            self.known[own] = F.normalize(sum(raw) / len(own), dim=-1)
-        return self.known[own]
+        bad = next((t for t in own if not isinstance(t, str) or '{}' not in t), None)
+        if bad is not None or None in own: raise BadInput(f"template {bad!r} of task '{self.task.name}' has no '{{}}' for the class name: a regulariser needs a sentence such as 'a photo of a {{}}.'")
+        return said(self.clip, self.method.classes(self.task.names), *own)
 
     def look(self, out, # An `Out`
              x): # The pixels it came from, [B, 3, H, H], or several views of them [B, views, 3, H, H]

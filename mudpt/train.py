@@ -78,10 +78,9 @@ class Setup(Control):
 # %% ../nbs/22_train.ipynb #4a661a6a
 def prepare(t) -> None: # A `Setup` with its options settled
     "Make what the options speak of: classes, optimiser, batches"
-    m,task,o,began = t.method,t.task,t.o,time.perf_counter()
+    m,task,o,own,began = t.method,t.task,t.o,None,time.perf_counter()
     m.to(t.clip.device)
-    own = m.meet(task, o) if hasattr(m, 'meet') else None
-    if hasattr(m, 'meet'): t.seconds = time.perf_counter() - began
+    if hasattr(m, 'meet'): own,t.seconds = m.meet(task, o),time.perf_counter() - began
     t.beside = Beside(o['regulariser'], m, task, o['opt']) if o['regulariser'] else None
     t.context,t.scaler = precision(t.clip, o['amp'], o['opt'] != 'lbfgs')
     m.epochs = o['epochs']
@@ -108,7 +107,7 @@ class Stored:
     def __iter__(self):
         g = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
         order = torch.randperm(len(self.y), generator=g)
-        for i in order[:len(self) * self.bs].split(self.bs): yield self.x[i],self.y[i]
+        for i in order[:len(self) * self.bs].to(self.y.device).split(self.bs): yield self.x[i],self.y[i]
 
 # %% ../nbs/22_train.ipynb #1ba324cb
 PLACE = 'epoch', 'step', 'at', 'images', 'seconds', 'waited'

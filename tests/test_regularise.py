@@ -375,6 +375,23 @@ def test_the_frozen_image_tower_is_asked_once_a_batch(monkeypatch):
     assert len(calls) <= 3  # CoOp's features are the frozen ones; kept features cost one pass over the images at most
 
 
+def test_a_frozen_sentence_is_encoded_once_for_all_who_ask(monkeypatch):
+    from mudpt.text import FullText
+
+    calls, ask = [], FullText.encode
+
+    def encode(self, cl, prompts=None, *a, **k):
+        if not prompts:
+            calls.append(cl.texts[0])
+        return ask(self, cl, prompts, *a, **k)
+
+    monkeypatch.setattr(FullText, "encode", encode)
+    t = task()
+    m = methods["TCP"](small("vit"), template=t.template)  # stays near the same sentence as KgCoOp
+    Trainer(m, t, epochs=2, bs=4, workers=1, regulariser=["KgCoOp", light("PromptSRC")]).fit()
+    assert sorted(calls) == ["a photo of a red, a kind of colour.", "a photo of a red.", "a red in a video game."]
+
+
 def test_half_precision():
     t = trainer(regulariser=[light("PromptSRC"), "ProGrad"], epochs=2, amp="bf16").fit()
     assert all(math.isfinite(h) for h in t.history)

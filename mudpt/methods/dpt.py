@@ -13,7 +13,7 @@ from torch import nn
 
 from ..core import BadInput
 from .coop import CoOp
-from ..prompts import check_n, frozen, vectors
+from ..prompts import check_n, said, vectors
 
 # %% ../../nbs/17_dpt.ipynb #62e5a889
 class CAVPT(nn.Module):
@@ -86,11 +86,10 @@ def flows(self:DPT): return [('text', 'image', i) for i in range(self.plain_bloc
 
 for f in (text, image, bind, enters, flows): setattr(DPT, f.__name__, f)
 
-# %% ../../nbs/17_dpt.ipynb #101b76c4
+# %% ../../nbs/17_dpt.ipynb #995540f0
 def fixed(self:DPT, cl): # [C, E], normalised
     "Frozen features of the data set's sentence"
-    if 'template' not in cl.memo: cl.memo['template'] = F.normalize(frozen(self.clip, self.clip.text.classes(cl.names, template=self.template))[0].float(), dim=-1)
-    return cl.memo['template']
+    return said(self.clip, cl, self.template)
 
 def image_from(self:DPT, images, text, cl, extra): # -> see(i, tokens)
     "Image tokens below, class-aware prompts from block `bottom-1` on"

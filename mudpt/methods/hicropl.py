@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'Proxy', 'Mapper', 'HiCroPL', 'told', 'image', 'text', 'flows', 'sentences', 'fixed', 'text_features',
-           'forward', 'loss', 'groups']
+           'forward', 'loss']
 
 # %% ../../nbs/17c_hicropl.ipynb #4ea01978
 import copy
@@ -15,9 +15,9 @@ from open_clip.transformer import QuickGELU
 from torch import nn
 
 from ..core import BadInput, unknown
-from .tcp import unseen
 from .zeroshot import SEVEN
-from ..prompts import Out, Prompts, check_depth, check_n, from_phrase, vectors
+from ..prompts import Out, Prompts, check_depth, check_n, from_phrase, unseen, vectors
+from ..text import check_template
 
 # %% ../../nbs/17c_hicropl.ipynb #758ddbf7
 HEADS = 8 # Of all attention among prompts, in both widths
@@ -52,7 +52,7 @@ class Mapper(nn.Module):
 class HiCroPL(Prompts):
     "Text instructs the lower image layers, the image instructs the upper text layers (tier A; with `texts` tier B, as published)"
     source = 'Zheng et al. 2025, arXiv 2507.14976'
-    recipe = dict(lr=0.0025, epochs=50, bs=32, warmup=1, opt='adam')
+    recipe = dict(lr=0.0025, epochs=50, bs=32, warmup=1, opt='adam', eps=1e-3)
     takes_template = True
 
     def __init__(self, clip, # A `Clip` with open towers
@@ -70,7 +70,7 @@ class HiCroPL(Prompts):
         self.turn = k = J//2 if turn is None else turn
         if not isinstance(k, int) or not 1 <= k < J: raise BadInput(f"turn is {k!r}, but there are prompts before {J} blocks: give 1 to {J - 1}")
         if texts is not None and not isinstance(texts, dict): raise BadInput(f"texts are a {type(texts).__name__}: give {{class name: [sentences]}}, or leave them out")
-        self.ctx_init, self.weight, self.template, self.texts, self.tier = ctx_init, weight, template, texts, 'B' if texts else 'A'
+        self.ctx_init, self.weight, self.template, self.texts, self.tier = ctx_init, weight, check_template(template), texts, 'B' if texts else 'A'
         start, rest = from_phrase(clip, ctx_init if n_ctx <= 4 else None, n_ctx)
         self.words, dt, dv = f'{rest} {{}}.'.strip(), clip.text.width, clip.image.width
         self.text_ctx = nn.Parameter(torch.cat([start[None], vectors(J - 1, n_ctx, dt).data]))
@@ -137,8 +137,4 @@ def loss(self:HiCroPL, out, y):
     away = lambda a, b: 1 - F.cosine_similarity(a, b).mean()
     return F.cross_entropy(out.logits, y) + self.weight*(away(out.text, out.extra['fixed']) + away(out.image, out.extra['plain']))
 
-def groups(self:HiCroPL, lr, warmup):
-    "One group; Adam's epsilon as released"
-    return [dict(g, eps=1e-3) for g in Prompts.groups(self, lr, warmup)]
-
-HiCroPL.forward, HiCroPL.loss, HiCroPL.groups = forward, loss, groups
+HiCroPL.forward, HiCroPL.loss = forward, loss

@@ -16,6 +16,7 @@ from torch import nn
 from ..core import BadInput, unknown
 from ..plan import draw
 from ..prompts import Prompts, check_n
+from ..text import check_template
 from ..towers import Clip
 
 # %% ../../nbs/17e_lora.ipynb #0357ca78
@@ -85,8 +86,7 @@ class LoRA(Prompts):
         if towers not in ('both', 'text', 'image'): raise unknown('choice of towers', towers, ('both', 'text', 'image'))
         if not params or set(params) - set('qkv') or len(set(params)) < len(params): raise BadInput(f"params is '{params}': give some of the letters q, k, v, each once")
         if not 0 <= dropout < 1: raise BadInput(f"dropout is {dropout}: give the share that is dropped, 0 to below 1")
-        if '{}' not in template: raise BadInput(f"template '{template}' has no '{{}}' for the class name")
-        self.words = template
+        self.words = check_template(template)
         for k in ('text', 'image'):
             if towers not in ('both', k): continue
             if not (t := getattr(clip, k)).slots: raise t.closed()

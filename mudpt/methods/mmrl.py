@@ -16,7 +16,7 @@ from torch import nn
 from ..core import BadInput
 from .lora import through
 from ..prompts import Out, Prompts, check_depth, check_n, frozen, vectors
-from ..text import SharedText
+from ..text import SharedText, check_template
 
 # %% ../../nbs/17d_mmrl.ipynb #75e1e978
 def grown(mask, lead:int, n:int): # Additive [..., T, T] or None
@@ -70,8 +70,7 @@ class MMRL(Prompts):
         super().__init__(clip)
         self.n_rep, self.rep_dim, self.alpha, self.reg, self.template = check_n('n_rep', n_rep), check_n('rep_dim', rep_dim), alpha, reg, template
         if not 0 <= alpha <= 1: raise BadInput(f"alpha is {alpha}: give a weight between 0 and 1")
-        if '{}' not in template: raise BadInput(f"template '{template}' has no '{{}}' for the class name")
-        self.depth, self.words = min(check_depth('depth', depth, 7, t) for t in (clip.text, clip.image)), template
+        self.depth, self.words = min(check_depth('depth', depth, 7, t) for t in (clip.text, clip.image)), check_template(template)
         self.rep = vectors(n_rep, rep_dim)
         t, v = nn.Linear(rep_dim, clip.text.width), nn.Linear(rep_dim, clip.image.width)
         self.to_text, self.to_image = (nn.ModuleList(copy.deepcopy(w) for _ in range(self.depth)) for w in (t, v)) # as released: all start equal

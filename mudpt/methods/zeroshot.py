@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from ..core import BadInput
 from ..prompts import Prompts, frozen
+from ..text import check_template
 
 # %% ../../nbs/10_zeroshot.ipynb #ab3ef856
 SEVEN = ['itap of a {}.', 'a bad photo of the {}.', 'a origami {}.', 'a photo of the large {}.', 'a {} in a video game.', 'art of the {}.', 'a photo of the small {}.']
@@ -25,7 +26,7 @@ class ZeroShot(Prompts):
                 ):
         super().__init__(clip)
         if template is None and not ensemble: raise BadInput("template is None: give a sentence with '{}', or ensemble=True")
-        if template is not None and '{}' not in template: raise BadInput(f"template '{template}' has no '{{}}' for the class name")
+        if template is not None: check_template(template)
         self.template, self.ensemble, self.words = template, ensemble, template or SEVEN[0]
 
 # %% ../../nbs/10_zeroshot.ipynb #cf1c63f2
