@@ -38,8 +38,8 @@ def told_apart(r:dict) -> dict:
 def as_row(r) -> dict: # From a run, a run.json, or a row
     "One row, wherever it comes from"
     if isinstance(r, dict): return flat(r) if 'cell' in r or not r else r | dict(status='ok' if r.get('status') in ('done', None) else r['status'])
-    if (row := r.row)['status'] == 'unreadable': return row
-    return flat(r.record) | dict(status=row['status'])
+    d,status = r.seen()
+    return dict(status=status, error=d['error']) if status == 'unreadable' else flat(d | dict(status=status))
 
 def tidy(v):
     "What a data frame made of nothing and of whole numbers, undone"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from .cells import flat
 from .comparing import PROTOCOLS, find_methods, find_task, kept, run_folder, settle
 from .core import BadFile, BadInput, unknown
 from .keep import load_prompts, read_card
@@ -83,9 +84,14 @@ class Run:
     @property
     def status(self) -> str:
         "'running', 'stopped' (it can be continued), 'done', 'error' (it failed) or 'unreadable'"
-        try: s = self.record['status']
-        except BadFile: return 'unreadable'
-        return 'stopped' if s == 'running' and not busy(self.folder/'run') else s
+        return self.seen()[1]
+
+    def seen(self) -> tuple: # (record, status); of what cannot be read the record has only `error`
+        "All that is known of a run, in one look"
+        try: r = self.record
+        except BadFile as e: return dict(error=str(e)),'unreadable'
+        s = r['status']
+        return r,'stopped' if s == 'running' and not busy(self.folder/'run') else s
 
     @property
     def cell(self) -> dict: return self.record['cell'] # What was to be done
@@ -93,10 +99,8 @@ class Run:
     @property
     def row(self) -> dict: # `status` is 'ok' where the run is done
         "What was to be done and what came of it, as a row of a table"
-        try: r = self.record
-        except BadFile as e: return dict(status='unreadable', error=str(e), traceback='')
-        s = self.status
-        return r['cell'] | r.get('row', {}) | dict(status='ok' if s == 'done' else s, error=r.get('error'), traceback=r.get('traceback', ''))
+        r,s = self.seen()
+        return (r.get('cell') or {}) | (r.get('row') or {}) | dict(status='ok' if s == 'done' else s, error=r.get('error'), traceback=r.get('traceback', ''))
 
     def events(self) -> list: return read_events(self.folder) # `Event`s, without single steps
     def method(self, clip=None): return load_prompts(self.folder/PROMPTS, clip) # The trained method
@@ -125,13 +129,10 @@ class Runs(Sequence):
 
 def line(r:Run) -> dict:
     "A run as one flat row: its cell, its circumstances, its numbers"
-    row = {k: v for k,v in r.row.items() if k not in NOT_IN_FRAME}
-    try: d = r.record
-    except BadFile: d = {}
-    at,c,env,git = (d.get(k) or {} for k in ('progress', 'clip', 'env', 'git'))
-    return row | dict(regulariser=(row.get('train') or {}).get('regulariser'), status=r.status, folder=str(r.folder), key=d.get('key'), epoch=at.get('epoch'), of=at.get('epochs'), clip=c.get('name'), pretrained=c.get('pretrained'),
-        weights=c.get('digest'), precision=c.get('precision'), device=c.get('device'), torch=env.get('torch'), mudpt=env.get('mudpt'), gpu=env.get('gpu'),
-        commit=git.get('commit'), started=d.get('started'), finished=d.get('finished'), template=(d.get('data') or {}).get('template'))
+    d,status = r.seen()
+    row,at = flat(d),d.get('progress') or {}
+    return {k: v for k,v in row.items() if k not in NOT_IN_FRAME} | dict(regulariser=(row.get('train') or {}).get('regulariser'), status=status, folder=str(r.folder), key=d.get('key'),
+        epoch=at.get('epoch'), of=at.get('epochs'), started=d.get('started'), finished=d.get('finished'), template=(d.get('data') or {}).get('template'))
 
 # %% ../nbs/45_runs.ipynb #deef25f3
 COLOURS = dict(done='#2e8b57', running='#3b82c4', stopped='#a8720a', error='#d64545', unreadable='#d64545') # legible on white and on black

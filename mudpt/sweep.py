@@ -198,8 +198,7 @@ def board(self:Sweep) -> list: # A dict per cell: number, cell, status, where, e
         b = dict(i=i, cell=c, status='running' if mine.get(i, 'ray') != 'ray' else 'waiting', # Ray has a queue of its own
                   where={}, epoch=None, epochs=c['epochs'], row={}, error=None, folder=None)
         if i in found:
-            try: d,status = found[i].record,found[i].status
-            except BadFile as e: d,status = dict(error=str(e)),'error'
+            d,status = found[i].seen()
             at,again = d.get('progress') or {},i in mine and status == 'stopped' # a worker has just taken it up
             b |= dict(status='running' if again else status if status in WORDS else 'error', where=d.get('where') or {}, epoch=at.get('epoch'), epochs=at.get('epochs') or c['epochs'],
                       row=d.get('row') or {}, error=d.get('error'), folder=str(found[i].folder))

@@ -532,6 +532,18 @@ def test_who_does_not_wait_is_told(tmp_path, monkeypatch):
     assert Run(folder).record["timing"]["sittings"] == 1 and not busy(folder / "run")
 
 
+def test_a_row_reads_its_record_once(tmp_path, monkeypatch):
+    import mudpt.cells as mcells
+    import mudpt.runs as mr
+
+    r, seen = fake(tmp_path)[0], []
+    r.folder.mkdir(parents=True)
+    (r.folder / "run.json").write_text(json.dumps(dict(format=1, key="?", status="stopped", cell=CELL)))
+    monkeypatch.setattr(mr, "read_record", lambda f: seen.append(f) or read_record(f))
+    assert mr.line(r)["status"] == r.row["status"] == mcells.as_row(r)["status"] == "stopped"
+    assert seen == [r.folder] * 3  # one look for each
+
+
 def test_nobody_is_at_a_run_whose_process_is_gone(tmp_path):
     r = fake(tmp_path)[0]
     r.folder.mkdir(parents=True)
