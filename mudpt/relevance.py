@@ -99,19 +99,20 @@ def through(t:Look, tower, name=None, by='rollout', head=None, contrast=False, u
     made = made_with(t, tower, lambda t, key: pick(key, None, None))
     mix = half if by == 'rollout' else add
     if tower == 'image': return flow(blocks, walker.n_special + walker.grid[0]*walker.grid[1], set(t.enters['image']), made, mix)
-    return flow_in_slots(blocks, [p.at for p in t.positions('text', 0, name) if p.kind == 'prompt'], set(t.enters['text']) - {0}, made, mix)
+    return flow_in_slots(blocks, [p.at for p in t.positions('text', 0, name) if p.kind == 'prompt'], set(t.enters['text']) - {0}, made, mix, walker.lead)
 
 # %% ../nbs/30d_relevance.ipynb #5f5b667b
 def flow_in_slots(blocks:list, # Attention of each block [T, T]
                   slots:list, # Positions that hold prompts
-                  enters=(), made=None, mix=add): # [T, sources], sources 0..T-1 the positions as they were before block 0
-    "As `flow`, for visitors that sit between the words"
-    T, own = len(blocks[0]), [i for i in range(len(blocks[0])) if i not in slots]
-    order = own + list(slots)
-    back = torch.tensor(order).argsort()
-    at = torch.tensor(order, device=blocks[0].device)
-    R = flow([A[at][:, at] for A in blocks], len(own), set(enters) | {0}, made, mix)
-    return torch.cat([R[back][:, back], R[back][:, T:]], 1)
+                  enters=(), made=None, mix=add, lead=1): # [T, sources], sources 0..T-1 the positions as they were before block 0
+    "As `flow`, for visitors that sit between the words, and for late ones that make the row longer behind its first `lead` positions"
+    T = len(blocks[0])
+    own = [i for i in range(T) if i not in slots]
+    first = own + list(slots)
+    def order(A): n = len(A) - T; return torch.tensor([i + n*(i >= lead) for i in first] + [lead + k for k in range(n)], device=A.device)
+    R = flow([A[at][:, at] for A in blocks for at in [order(A)]], len(own), set(enters) | {0}, made, mix)
+    R = R[order(blocks[-1]).argsort()]
+    return torch.cat([R[:, torch.tensor(first, device=R.device).argsort()], R[:, T:]], 1)
 
 # %% ../nbs/30d_relevance.ipynb #f9dd00f3
 def sources(t:Look, tower, name=None)->list: # of `Place`
@@ -153,8 +154,7 @@ relevance.grad = True
 # %% ../nbs/30d_relevance.ipynb #77ec7dc5
 def word_row(t:Look, name, by='relevance', layer=None, head=None, contrast=False): # [T]
     "One class' end token: what it holds of each position"
-    walker, _ = t._check('text', -1 if layer is None else layer, name)
-    at = len(t.positions('text', 0, name)) - 1 if walker.cls is not None else int(t.cl.pool[t.index(name)])
+    at = t.end(name, -1 if layer is None else layer)
     if by not in ('raw', 'rollout', 'relevance'): raise BadInput(f"by is '{by}': words are read by 'raw', 'rollout' or 'relevance'")
     if by == 'raw': return t.one_head(t.heads('text', -1 if layer is None else layer, name), head)[at]
     if by == 'relevance' and layer is not None: return _signed(t, t.evidence(name, contrast), 'text', (name, layer), head)[at]
@@ -163,7 +163,7 @@ def word_row(t:Look, name, by='relevance', layer=None, head=None, contrast=False
 def text_relevance(t:Look, name, by='relevance', layer=None, head=None, contrast=False)->list: # (Place, value)
     "Every position of a class' sentence with its number; deep prompts, which replaced what flowed, stand behind"
     one = by == 'raw' or by == 'relevance' and layer is not None
-    return list(zip(t.positions('text', 0, name) if one else sources(t, 'text', name), word_row(t, name, by, layer, head, contrast).tolist()))
+    return list(zip(t.positions('text', -1 if layer is None else layer, name) if one else sources(t, 'text', name), word_row(t, name, by, layer, head, contrast).tolist()))
 
 def by_slot(pairs)->list: # (Place, value)
     "All sets of vectors that ever sat in a slot, summed in its first place"

@@ -62,11 +62,11 @@ class Sheet:
         if not found: raise unknown('position', key, [k for k, p in zip(self.keys, self.places) if p.kind != 'patch'] + ['patch row r, column c']*any(p.kind == 'patch' for p in self.places))
         return np.array(found)
 
-# %% ../nbs/42b_sheets.ipynb #5e3e2392
+# %% ../nbs/42b_sheets.ipynb #142dd94d
 def folded(R, of, places): # [T, sources] -> [T, T]
     "Sum the sources that share a place"
-    slots = {p.k: i for i, p in enumerate(places) if p.kind == 'prompt'}
-    to = [i if i < len(places) and p.kind != 'prompt' else slots.get(p.k, -1) if p.kind == 'prompt' else -1 for i, p in enumerate(of[:R.shape[1]])]
+    slots, own = {p.k: i for i, p in enumerate(places) if p.kind == 'prompt'}, iter([i for i, p in enumerate(places) if p.kind != 'prompt'])
+    to = [slots.get(p.k, -1) if p.kind == 'prompt' else next(own, -1) for p in of[:R.shape[1]]]
     out = R.new_zeros(len(R), len(places) + 1).index_add_(1, torch.tensor(to, device=R.device) % (len(places) + 1), R)
     return out[:, :-1]
 
@@ -87,12 +87,12 @@ def values(t, kind, layer, name, contrast): # [1, T]
     s = e @ torch.as_tensor(t.text, device=e.device).T
     return (s[:, t.index(name)] - s.mean(1)*contrast)[None]
 
-# %% ../nbs/42b_sheets.ipynb #b0f5eab5
-def read_from(t, tower, name, T): # [T]
+# %% ../nbs/42b_sheets.ipynb #c3064765
+def read_from(t, tower, name, layer, T): # [T]
     "Which positions the tower's output is read from, and how much"
     w = np.zeros(T, np.float32)
     if tower == 'image': r = reader(t.clip.image).numpy(); w[:len(r)] = r
-    else: w[T - 1 if t.clip.text.cls is not None else int(t.cl.pool[t.index(name)])] = 1
+    else: w[t.end(name, layer)] = 1
     return w
 
 def sheet(t:Look, tower, # 'image' or 'text'
@@ -111,7 +111,7 @@ def sheet(t:Look, tower, # 'image' or 'text'
     else: v, signed = matrices(t, tower, kind, i, name, contrast, places), False
     if kind == 'cavpt': places = [p for p in places if p.kind == 'patch']
     elif v.shape[-1] < len(places): places = places[:v.shape[-1]]
-    r = np.full(len(places), 1/len(places), np.float32) if kind == 'cavpt' else read_from(t, tower, name, len(places))
+    r = np.full(len(places), 1/len(places), np.float32) if kind == 'cavpt' else read_from(t, tower, name, i, len(places))
     return Sheet(v.detach().float().cpu().numpy(), list(places), r, kind, i, signed, cavpt(t, name, i).note if kind == 'cavpt' else '')
 
 # %% ../nbs/42b_sheets.ipynb #96a8414d

@@ -19,9 +19,10 @@ from mudpt.attention import able, draw, heat, look, maps
 from mudpt.core import BadInput, NoSlots, Unknown, seed_all
 from mudpt.cross import cavpt, coupled, cross
 from mudpt.heat import Heat, seen, side_by_side
-from mudpt.methods import DCP, DPT, IVLP, VPT, CoCoOp, CoOp, MaPLe, MuDPT, ZeroShot
+from mudpt.methods import DCP, DPT, IVLP, MMRL, VPT, CoCoOp, CoOp, MaPLe, MuDPT, ZeroShot
 from mudpt.places import text_places
 from mudpt.relevance import flow, reader, relevance, rollout, sources, text_relevance, through, word_row, words
+from mudpt.sheets import sheet
 from mudpt.strip import Strip
 from mudpt.text import FullText
 from mudpt.towers import load_clip
@@ -50,6 +51,7 @@ MAKE = {
     "DPT vlp": lambda c: DPT(c, 4, n_image=3, stage="vlp"),
     "DPT": lambda c: DPT(c, 4, n_image=3, bottom=2, top_k=3),
     "DPT, class-aware everywhere": lambda c: DPT(c, 4, bottom=1, top_k=2),
+    "MMRL": lambda c: bound(MMRL(c, n_rep=3, rep_dim=16, depth=2)),
 }
 
 
@@ -162,7 +164,7 @@ def test_text_attention_equals_the_walk_over_whole_sentences(name):
 
 def test_names_encoded_in_chunks_give_the_same_matrices():
     clip = small("vit")
-    for name in ("CoOp", "CoOp, class-specific"):
+    for name in ("CoOp", "CoOp, class-specific", "MMRL"):
         m = made(name, clip)
         a = look(m, images(clip, 1), NAMES)
         clip.text.chunk = 3
@@ -184,7 +186,7 @@ def test_visitors_never_shift_the_patches(kind):
     R, C = clip.image.grid
     assert [(p.row, p.col) for p in plain if p.kind == "patch"] == list(product(range(R), range(C)))
     assert [p.label for p in plain if p.kind != "patch"] == ["class token"]
-    for name in ("VPT", "MuDPT", "DCP", "DPT"):
+    for name in ("VPT", "MuDPT", "DCP", "MMRL", "DPT"):
         t = look(made(name, clip), images(clip, 1), NAMES)
         for i in range(clip.image.layers):
             here = t.positions("image", i)
@@ -242,6 +244,81 @@ def test_a_position_by_label_number_or_place():
     column = t.attended_by("image", 1, 0, place)
     assert [v for _, v in column] == t.weights("image", 1, 0)[:, 5].tolist()
     assert t.at("image", 0, 5) == t.at("image", 0, "patch row 1, column 0") == 5
+
+
+# --- rows that grow on the way -------------------------------------------------------------------------------------
+
+
+def by_hand(m, name):
+    "Attention of each block of open_clip's own text tower, walked over the row as MMRL defines it"
+    net, first = m.clip.model, m.clip.text.layers - m.depth
+    x = net.token_embedding(m.clip.tokenizer([m.template.format(name)])) + net.positional_embedding
+    for i, block in enumerate(net.transformer.resblocks):
+        if i >= first:
+            late = m.to_text[i - first](m.rep)[None]
+            x = torch.cat([x[:, :1], late, x[:, 1 if i == first else 1 + m.n_rep :]], 1)
+        y, mask = block.ln_1(x), torch.full((x.shape[1], x.shape[1]), float("-inf")).triu(1)
+        yield block.attn(y, y, y, attn_mask=mask, average_attn_weights=False)[1][0].detach()
+        x = block(x, attn_mask=mask)
+
+
+def test_late_prompts_are_seen_where_they_are():
+    clip = small("vit")
+    m = made("MMRL", clip)
+    t = look(m, images(clip, 1), NAMES)
+    for n in NAMES:
+        for i, want in enumerate(by_hand(m, n)):
+            got = t.heads("text", i, n)
+            T = len(got[0])
+            torch.testing.assert_close(got, want[:, :T, :T], atol=2e-6, rtol=0)
+            assert t.positions("text", i, n)[-1].label == "end token" and t.end(n, i) == T - 1
+
+
+@pytest.mark.parametrize("kind", ["vit", "siglip", "coca text", "wide text, unequal depth"])
+def test_late_prompts_never_shift_a_word(kind):
+    clip = small(kind)
+    m = made("MMRL", clip)
+    x, lead, first = images(clip, 1), clip.text.lead, clip.text.layers - m.depth
+    t, plain = look(m, x, NAMES, grad=True), look(ZeroShot(clip, m.template), x, NAMES)
+    for n in NAMES:
+        before = plain.positions("text", 0, n)
+        for i in range(clip.text.layers):
+            here, late = t.positions("text", i, n), m.n_rep * (i >= first)
+            assert [p.at for p in here] == list(range(len(t.heads("text", i, n)[0])))
+            assert [p.label for p in here[lead : lead + late]] == [f"late prompt {k}" for k in range(late)]
+            rest = here[:lead] + here[lead + late :]
+            assert [(p.kind, p.label, p.word, p.of_name) for p in rest] == [
+                (p.kind, p.label, p.word, p.of_name) for p in before
+            ]
+            for by in ("raw", "rollout", "relevance"):
+                s = sheet(t, "text", by, i, n)
+                assert s.places == here and s.values.shape[1:] == (len(here),) * 2 and np.isfinite(s.values).all()
+                assert by == "relevance" or np.allclose(s.values.sum(-1), 1, atol=1e-5)
+                assert here[int(s.at(None)[0])].label in ("end token", "class token", "padding")  # siglip reads the last
+        assert [p.label for p in sources(t, "text", n)] == [p.label for p in before] + [
+            f"late prompt {k} of block {i}" for i in range(first, clip.text.layers) for k in range(m.n_rep)
+        ]
+        said = words(t, n)
+        assert [w for w in said.words if "late" not in w] == words(look(ZeroShot(clip, m.template), x, NAMES, grad=True), n).words
+
+
+def test_late_prompts_in_whole_sentences():
+    clip = small("vit")
+    whole = copy.copy(clip)
+    whole.text = FullText(clip.text.net, clip.text.tokenizer)
+    m = made("MMRL", clip)
+    other = copy.copy(m)
+    other.clip = whole
+    a, b = (look(v, images(clip, 1), NAMES, grad=True) for v in (m, other))
+    for n in NAMES:
+        for i in range(clip.text.layers):
+            T = len(a.positions("text", i, n))
+            assert a.positions("text", i, n) == b.positions("text", i, n)[:T]
+            torch.testing.assert_close(a.heads("text", i, n), b.heads("text", i, n)[:, :T, :T], atol=2e-6, rtol=0)
+        T = len(a.positions("text", 0, n))
+        one, all77 = word_row(a, n), word_row(b, n)
+        torch.testing.assert_close(one, torch.cat([all77[:T], all77[77:]]), atol=1e-5, rtol=1e-3)
+        assert all77[T:77].abs().max() == 0
 
 
 # --- rollout -------------------------------------------------------------------------------------------------------
