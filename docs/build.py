@@ -19,7 +19,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from plots import drawn, supply
+from plots import drawn, still, supply
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -85,6 +85,8 @@ def execute(path, flags, env):
         env={**os.environ, **env, "IN_TEST": "1"}
     )
     for c in nb.cells:
+        if c.cell_type == "code":
+            still(c)
         c.metadata.pop("tags", None)
         c.metadata.pop("execution", None)
     nbformat.write(nb, path)
@@ -97,6 +99,7 @@ def main():
     ap.add_argument("--out", type=Path, default=ROOT / "_docs")
     ap.add_argument("--work", type=Path, default=ROOT / "build" / "docs-src", help="where the sources are prepared")
     ap.add_argument("--no-execute", action="store_true", help="show the outputs stored in the notebooks")
+    ap.add_argument("--execute", nargs="+", metavar="PAGE", help="run these pages only, such as 41b_curves.ipynb")
     a = ap.parse_args()
     cfg, src, out = settings(), a.work.resolve(), a.out.resolve()
     engine = a.engine if a.engine != "auto" else "quarto" if shutil.which("quarto") else "sphinx"
@@ -104,7 +107,7 @@ def main():
     env = dict(PYTHONPATH=str(src))
     for p in sorted(src.glob("nbs/**/*.ipynb")):
         if not any(part.startswith(("_", ".")) for part in p.relative_to(src).parts):
-            if not a.no_execute:
+            if p.name in a.execute if a.execute else not a.no_execute:
                 execute(p, set(cfg["tst_flags"].split()), env)
             drawn(p)
     run(sys.executable, HERE / "process_nbs.py", cwd=src, **env)

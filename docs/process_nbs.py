@@ -3,12 +3,14 @@
 import ast
 import warnings
 
-from nbdev import processors
+from api import Library
+from nbdev import processors, showdoc
 from nbdev.doclinks import _build_modidx
 from nbdev.quarto import nbdev_sidebar, refresh_quarto_yml
 from nbdev.serve import proc_nbs
 
 needed_for_show_doc = processors._do_eval
+begin = processors.exec_show_docs.begin
 
 
 def evaluate(cell):
@@ -24,9 +26,39 @@ def evaluate(cell):
     return bool(exported) or not lesson
 
 
+class Noted(showdoc.BasicMarkdownRenderer):
+    "What nbdev says of a name, and what the code says besides: words that were explained before, errors, source."
+
+    library, module, pages = None, "", {}
+
+    def _repr_markdown_(self):
+        notes = self.library.notes(self.module, self.nm, self.link)
+        return super()._repr_markdown_() + (f"\n\n::: {{.api-notes}}\n{notes}\n:::\n" if notes else "")
+
+    @classmethod
+    def link(cls, module, name):
+        page = cls.pages.get(f"mudpt.{module}", {}).get(f"mudpt.{module}.{name}")
+        return f"[`{name}`]({cls.site}/{page[0]})" if page else f"`{name}`"
+
+
+def begun(self):
+    "Which page is it?"
+    homes = [c.directives_["default_exp"][0] for c in self.nb.cells if "default_exp" in (c.directives_ or {})]
+    Noted.module = homes[0] if homes else ""
+    begin(self)
+
+
 if __name__ == "__main__":
-    processors._do_eval = evaluate
+    from nbdev.config import get_config
+
+    processors._do_eval, processors.exec_show_docs.begin = evaluate, begun
+    showdoc.BasicMarkdownRenderer = Noted
     refresh_quarto_yml()
     _build_modidx()
     nbdev_sidebar.__wrapped__()
+    cfg = get_config()
+    index = {}
+    exec((cfg.lib_path / "_modidx.py").read_text(encoding="utf-8"), index)  # written a moment ago
+    Noted.library, Noted.pages = Library(), index["d"]["syms"]
+    Noted.site = (cfg.doc_host + cfg.doc_baseurl).rstrip("/")
     print(proc_nbs(n_workers=0, force=True))  # in this process: torch is imported once

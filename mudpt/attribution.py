@@ -110,7 +110,7 @@ class Bars(_Sum):
     name: str = '' # The class
     towers: list = field(default_factory=list) # Where each player stands
     title: str = ''
-    note: str = ''
+    note: str = '' # A sentence that must not get lost
     change: float | None = None
     completeness: float | None = None
 
@@ -143,7 +143,7 @@ def bars_png(self:Bars)->bytes:
 Bars.figure, Bars.png, Bars._repr_png_ = bars_figure, bars_png, bars_png
 
 # %% ../nbs/33_attribution.ipynb #2d6633a9
-def covered(clip): V = clip.image; p = clip.image_size//V.grid[0]; return V.grid[0]*p, V.grid[1]*p
+def covered(clip): V = clip.image; p = clip.image_size//V.grid[0]; return V.grid[0]*p, V.grid[1]*p # Height and width that the patches cover, in pixels
 SPACES = dict(pixels=pixel_space, patches=patch_space, words=word_space, slots=slot_space)
 
 def where(by, on): # -> the space a way speaks about

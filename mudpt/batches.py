@@ -23,7 +23,7 @@ from .core import BadInput
 from .pictures import open_image, threads
 
 # %% ../nbs/20b_batches.ipynb #27f11f53
-def to_tensor(im:Image.Image, mean, std) -> torch.Tensor: # [3,H,W] float32
+def to_tensor(im:Image.Image, mean, std) -> torch.Tensor: # [3,H,W] float32; mean and std: of each channel [3]; im: the picture
     "Pixels to normalised numbers (numpy, because it stays on the thread that calls it)"
     mean, std = (np.asarray(t, np.float32).reshape(3, 1, 1) for t in (mean, std))
     a = np.ascontiguousarray(np.asarray(im).transpose(2, 0, 1))
@@ -108,7 +108,7 @@ def direct(transform:Callable) -> Direct|None: # None if its end is another one
 # %% ../nbs/20b_batches.ipynb #b7b216b5
 class Loader:
     "Batches `(x [B,3,H,H], y [B])`; can be iterated again and again, each pass is the next epoch"
-    def __init__(self, items, transform, bs, train, seed, workers, ahead, keep):
+    def __init__(self, items, transform, bs, train, seed, workers, ahead, keep): # As `loader`: transform, train (shuffled?), ahead and keep (batches)
         self.items, self.transform, self.bs, self.train, self.seed = list(items), transform, bs, train, seed
         self.workers, self.ahead, self.epoch = workers or threads(), ahead, 0
         self._kept, self._room, self._lock = {}, keep, Lock()

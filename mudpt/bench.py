@@ -71,14 +71,14 @@ def once(case:Case) -> tuple: # (class features or None, seconds [2])
     return text, case.clock() - t
 
 @torch.no_grad()
-def look_at(case:Case, m, text=None) -> tuple: # (logits, seconds [2])
+def look_at(case:Case, m, text=None) -> tuple: # (logits, seconds [2]); m: the method; text: class features, if they were computed before
     "One batch of an evaluation"
     m.eval()
     t = case.clock()
     return m(case.x, case.names, text=text).logits, case.clock() - t
 
 @torch.no_grad()
-def look_naively(case:Case, piece:int) -> tuple: # (logits, seconds [2])
+def look_naively(case:Case, piece:int) -> tuple: # (logits, seconds [2]); piece: classes at a time
     "One batch the naive way, its classes a few at a time where they would not fit"
     if piece >= len(case.names) or case.n.order not in ('apart', 'text first'): return look_at(case, case.n)
     case.n.eval()
@@ -87,14 +87,15 @@ def look_naively(case:Case, piece:int) -> tuple: # (logits, seconds [2])
     return case.n(case.x, case.names, text=text).logits, case.clock() - t
 
 # %% ../nbs/38a_bench.ipynb #e957b1a4
-def naive_piece(case:Case, share:float=.6) -> int: # Classes
+def naive_piece(case:Case, share:float=.6) -> int: # Classes; share: of the free memory
     "How many classes the naive step can keep for its backward pass"
     T = case.clip.text
     a_class = T.context_length * T.layers * T.width * 24 * 4 # about 24 fp32 numbers of the width per position and block
     return max(1, int(free_memory(case.clip.device) * share / a_class))
 
 def turns(case:Case, rounds:int, piece:int, # Classes that the naive way takes at a time; 0: leave it out
-          patience:float=120.) -> dict: # No new round after so many seconds. {what: [seconds [2]]}
+          patience:float=120., # No new round after so many seconds
+         ) -> dict: # {what: [seconds [2]]}
     "Training steps and batches, ours and the naive way's in turn"
     if not piece: return ours_alone(case, rounds, patience)
     whole, seen, begun = piece >= len(case.names), dict(step=[], naive_step=[], text=[], batch=[], naive_batch=[]), time.perf_counter()
@@ -112,7 +113,7 @@ def turns(case:Case, rounds:int, piece:int, # Classes that the naive way takes a
     return seen | dict(dlogits=max((a - b).abs().max().item(), (c - d).abs().max().item()))
 
 # %% ../nbs/38a_bench.ipynb #92037f8c
-def ours_alone(case:Case, rounds:int, patience:float) -> dict:
+def ours_alone(case:Case, rounds:int, patience:float) -> dict: # patience: no new round after so many seconds
     "The same without the naive way, for numbers of classes at which it would take an hour"
     seen, begun = dict(step=[], text=[], batch=[]), time.perf_counter()
     case.step(case.m)
@@ -139,7 +140,7 @@ def peak_gb(job:dict) -> float|None: # GB = 10⁹ bytes; None if the process did
     run = subprocess.run([sys.executable, '-c', CHILD, json.dumps(job)], capture_output=True, text=True)
     return json.loads(run.stdout.splitlines()[-1]) if run.returncode == 0 and run.stdout.strip() else None
 
-def naive_peak_gb(job:dict, piece:int) -> tuple: # (GB, how it was had)
+def naive_peak_gb(job:dict, piece:int) -> tuple: # (GB, how it was had); job: a case as a dict
     "Measured where it fits, else along the line through two smaller counts"
     C, job = job['classes'], job | dict(naive=True)
     if C <= piece: return peak_gb(job), 'measured'
@@ -158,7 +159,7 @@ def medians(seen:dict, clock:int, # 0: on the wall; 1: of the processor
     return dict(medians=m, step_ratio=m['naive_step'] / m['step'] if both else None,
                 eval_ratio=m['naive_batch'] / (m['text'] * share + m['batch']) if both else None)
 
-def record(case:Case, seen:dict, piece:int, n_test:int, speed:float, **rest) -> dict: # speed: operations per second
+def record(case:Case, seen:dict, piece:int, n_test:int, speed:float, **rest) -> dict: # speed: operations per second; n_test: pictures judged; rest: more to write down
     "One line of the bench"
     low = sum(floor_ops(case.m, case.names, len(case.x)).values()) if case.m.order != 'image first' else None
     B, C = len(case.x), len(case.names)

@@ -51,7 +51,7 @@ def interval(xs) -> tuple: # (low, high); None for fewer than two numbers
     half = quantile(len(xs) - 1) * stdev(xs) / math.sqrt(len(xs))
     return fmean(xs) - half, fmean(xs) + half
 
-def judged(rows:list, on:list, paper:dict, measures:tuple) -> list: # Sentences
+def judged(rows:list, on:list, paper:dict, measures:tuple) -> list: # Sentences; on: names of the tasks; paper: its figures
     "Our mean against the paper's figure, measure by measure"
     out = []
     for m in measures:
@@ -134,7 +134,7 @@ class Card:
     def _repr_html_(self): return self.html()
 
 # %% ../nbs/46e_cards.ipynb #08157bba
-def ours(group:list, on:list, measures:tuple) -> list: # Cells of a line
+def ours(group:list, on:list, measures:tuple) -> list: # Cells of a line; group: rows that belong together; on: names of the tasks
     "What a group of runs with the same settings gave"
     seeds,r = {x['seed'] for x in group},group[0]
     cells = [cell(group, m, on, len(seeds)) for m in measures]
@@ -143,7 +143,7 @@ def ours(group:list, on:list, measures:tuple) -> list: # Cells of a line
     lack = f"{len(lacking)} of {len(on)} data sets missing: {', '.join(lacking[:4])}{', ...' if len(lacking) > 4 else ''}" if lacking and len(on) > 1 else ''
     return [f"here ({max((c.n for c in cells), default=0)} seed{'s' * (max((c.n for c in cells), default=0) != 1)})", ', '.join(filter(None, said)), *(c.text(1) or '–' for c in cells), lack or 'these runs']
 
-def table(published:list, groups:list, on:list, measures:tuple) -> Sheet:
+def table(published:list, groups:list, on:list, measures:tuple) -> Sheet: # published: figures, dicts; groups: lists of rows; on: names of the tasks
     "Published figures and ours in one table"
     lines = [[r['who'], r['variant'], *(f'{r[m]:.2f}' if m in r else '–' for m in measures), r['source']] for r in published]
     notes = [groups and f"± is the sample standard deviation (n − 1) over seeds{'; H that of the averaged base and new' if 'H' in measures else ''}.",
@@ -187,7 +187,7 @@ def of_kit(method:str) -> str: # '' for a method that mudpt does not have
     rec = ', '.join(f'{k} {v}' for k,v in c.recipe.items()) or 'nothing to train'
     return f"{c.source}; information tier {c.tier} ({TIERS.get(c.tier, '?')}); published settings: {rec}."
 
-def absent(method, task, protocol, shots, published, runs, mine) -> list: # Sentences
+def absent(method, task, protocol, shots, published, runs, mine) -> list: # Sentences; published: figures, dicts; mine: lists of rows
     "What the card cannot show, and why"
     other = figures(method)
     else_ = '; '.join(f"{p}: {', '.join(dict.fromkeys(r['task'] for r in other.to_dict('records') if r['protocol'] == p))}" for p in dict.fromkeys(other.protocol))

@@ -28,15 +28,15 @@ def svg(w:float, h:float, # Size in pixels
     "A drawing"
     return f'<svg class="mudpt-chart" viewBox="0 0 {w:g} {h:g}" width="{w:g}" height="{h:g}" role="img" aria-label="{escape(label)}">{body}</svg>'
 
-def text(x, y, s, anchor='start', cls='', extra='') -> str:
+def text(x, y, s, anchor='start', cls='', extra='') -> str: # s: what is written; anchor: 'start', 'middle' or 'end'; cls: a CSS class; extra: more attributes
     "Words"
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{cls}" {extra}>{escape(str(s))}</text>'
 
-def line(x1, y1, x2, y2, cls='rule') -> str:
+def line(x1, y1, x2, y2, cls='rule') -> str: # From (x1, y1) to (x2, y2); cls: a CSS class
     "A straight line"
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{cls}"/>'
 
-def mark(x, y, r, cls, title='', square=False) -> str:
+def mark(x, y, r, cls, title='', square=False) -> str: # r: half its size; cls: a CSS class; square: or round
     "A dot or a square, with what it says when pointed at"
     shape = f'<rect x="{x-r:.1f}" y="{y-r:.1f}" width="{2*r:.1f}" height="{2*r:.1f}" class="{cls}">' if square else f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r:.1f}" class="{cls}">'
     return f'{shape}{f"<title>{escape(title)}</title>" if title else ""}</{"rect" if square else "circle"}>'
@@ -64,7 +64,7 @@ def series(rows) -> list: # (column, CSS class, square?)
     return [('base', 'a', False), ('new', 'b', True)] if rows[0]['protocol'] == 'base-to-new' else [('accuracy', 'a', False)]
 
 # %% ../nbs/24c_charts.ipynb #c3a4ab6f
-def whisker(rs, column, x, y, cls, square) -> str:
+def whisker(rs, column, x, y, cls, square) -> str: # rs: rows of one method; column: which number; cls: a CSS class; square: or round mark
     "Seeds, spread and mean of one method on one axis"
     v = [r[column] for r in rs if r.get(column) is not None]
     if not v: return text(96, y + 4, f'no answer on {column} classes', cls='dim', extra='font-size="10"')
@@ -95,19 +95,19 @@ def accuracy_chart(rows) -> str: # SVG
     return svg(right, h + 40, key + out, 'Accuracy per method')
 
 # %% ../nbs/24c_charts.ipynb #ff0322b6
-def smooth(xs:list, k:int) -> list:
+def smooth(xs:list, k:int) -> list: # xs: numbers in order; k: how many make a mean
     "Running mean over k values"
     s = [0.]
     for v in xs: s.append(s[-1] + (v or 0.))
     return [(s[i+1] - s[max(0, i+1-k)]) / (i + 1 - max(0, i+1-k)) for i in range(len(xs))]
 
-def thin(xs:list, n:int=160) -> list: # (place from 0 to 1, value)
+def thin(xs:list, n:int=160) -> list: # (place from 0 to 1, value); xs: numbers in order; n: points at most
     "At most n points of a curve"
     step = max(1, len(xs) // n)
     return [(i / max(1, len(xs)-1), xs[i]) for i in range(0, len(xs), step)]
 
 # %% ../nbs/24c_charts.ipynb #6a1cb80f
-def panel(name, curves, top, w, h) -> str: # SVG group
+def panel(name, curves, top, w, h) -> str: # SVG group; curves: [(seed, losses)]; top: where it begins, in pixels
     "One method's curves: (title, points) each"
     x,y = scale(0, 1, 30, w - 14),scale(0, top, h - 22, 24)
     out = text(30, 14, name, extra='font-weight="600"') + ''.join(line(30, y(t), w - 14, y(t)) + text(25, y(t) + 4, f'{t:g}', 'end', 'dim', 'font-size="10"') for t in nice(0, top, 3) if t <= top)
@@ -143,7 +143,7 @@ def price_chart(rows) -> str: # SVG
     for n,p,v in points: out += mark(x(math.log10(p)) if p else 75, y(v), 5, 'a', f'{n}: {p:,} trained numbers, {what} {v:.1f}')
     return svg(700, 276, out + names(((x(math.log10(p)) if p else 75, y(v), n) for n,p,v in points)), f'Trained numbers against {what}')
 
-def short(n) -> str: return f'{n/1e6:g} M' if n >= 1e6 else f'{n/1e3:g} k' if n >= 1e3 else f'{n:g}'
+def short(n) -> str: return f'{n/1e6:g} M' if n >= 1e6 else f'{n/1e3:g} k' if n >= 1e3 else f'{n:g}' # n: a number, in as few letters as will do
 
 # %% ../nbs/24c_charts.ipynb #09e90b3c
 def names(points) -> str: # (x, y, name) each

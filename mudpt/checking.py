@@ -86,11 +86,11 @@ class Report:
     notes:list[str] # What is worth knowing
     sizes:dict # width, height, shorter: {min, median, max}
     kinds:dict # '<mode> <format>': images
-    bytes:int
+    bytes:int # Of all files
     examples:dict # {'unread': …, 'parts': …, 'labels': …, 'repeated': …, 'tiny': …, 'narrow': …, 'alike': …, 'ignored': …}
     images:int # Looked at
     of:int # There are
-    seconds:float
+    seconds:float # That it took to look
     pictures:list = field(default_factory=list) # (source, title) of the worst
 
     @property

@@ -12,8 +12,8 @@ from typing import Annotated, Optional
 
 from typer import Option
 
-from .terminal import (Batch, Debug, Device, Epochs, File, Model, Out, Precision, Pretrained, Published, Seeds, Set, Shots, TaskNames, budget, checked,
-    named, numbers, show, tell, the_clip, told, typed, words)
+from .terminal import (Batch, Debug, Device, Epochs, File, Model, Out, Precision, Pretrained, Published, Regularisers, Seeds, Set, Shots, TaskNames, budget, checked,
+    held, named, numbers, show, tell, the_clip, told, typed, words)
 
 # %% ../nbs/50c_protocols_cli.ipynb #43e4fc99
 FOUR = 'ZeroShot,CoOp,MaPLe,MuDPT'
@@ -22,45 +22,45 @@ Source = Annotated[str, Option(help="What to train on: 'emoji/<group>', a data s
 Targets = Annotated[str, Option(help='What to judge on besides, with commas; omitted: what usually goes with the source')]
 Trained = Annotated[Optional[Path], Option(help='Folder of trained prompts, to be shared by several commands; OUT/trained if omitted')]
 
-def shared(methods, seeds, model, pretrained, file, device, precision, published, epochs, bs, set, out) -> dict: # Arguments of a protocol
+def shared(methods, seeds, model, pretrained, file, device, precision, published, epochs, bs, set, out, regulariser) -> dict: # Arguments of a protocol; all as the terminal gives them: methods, seeds, model, pretrained, file, precision, published, epochs, set
     "What all four take, from words to values"
     return dict(methods=named(methods), seeds=numbers(seeds), clip=the_clip(model, pretrained, file, device, precision),
-                **budget(model, published, epochs, bs), args=checked(set), out=out, tell=tell, command=typed())
+                **budget(model, published, epochs, bs), args=checked(set), **held(regulariser), out=out, tell=tell, command=typed())
 
 # %% ../nbs/50c_protocols_cli.ipynb #be3dc8f6
 @told
 def few_shot(methods: Methods = FOUR, tasks: TaskNames = 'emoji/animals', shots: Annotated[str, Option(help='Training images per class, with commas')] = '1,2,4,8,16',
-             seeds: Seeds = '1', epochs: Epochs = None, bs: Batch = None, published: Published = False, out: Out = Path('mudpt-few-shot'), set: Set = [], # noqa: B006
+             seeds: Seeds = '1', epochs: Epochs = None, bs: Batch = None, published: Published = False, regulariser: Regularisers = '', out: Out = Path('mudpt-few-shot'), set: Set = [], # noqa: B006
              model: Model = 'emoji', pretrained: Pretrained = None, file: File = None, device: Device = None, precision: Precision = 'fp32', debug: Debug = False):
     "Accuracy on all classes over the number of training images"
     from mudpt.protocols import few_shot_curve
-    show(few_shot_curve(tasks=words(tasks), shots=numbers(shots), **shared(methods, seeds, model, pretrained, file, device, precision, published, epochs, bs, set, out)), out)
+    show(few_shot_curve(tasks=words(tasks), shots=numbers(shots), **shared(methods, seeds, model, pretrained, file, device, precision, published, epochs, bs, set, out, regulariser)), out)
 
 # %% ../nbs/50c_protocols_cli.ipynb #067ece71
 @told
 def base_to_new(methods: Methods = FOUR, tasks: TaskNames = 'emoji/animals', shots: Shots = 16,
-                seeds: Seeds = '1', epochs: Epochs = None, bs: Batch = None, published: Published = False, out: Out = Path('mudpt-base-to-new'), set: Set = [], # noqa: B006
+                seeds: Seeds = '1', epochs: Epochs = None, bs: Batch = None, published: Published = False, regulariser: Regularisers = '', out: Out = Path('mudpt-base-to-new'), set: Set = [], # noqa: B006
                 model: Model = 'emoji', pretrained: Pretrained = None, file: File = None, device: Device = None, precision: Precision = 'fp32', debug: Debug = False):
     "Train on half of the classes, judge on both halves and by their harmonic mean"
     from mudpt.protocols import base_to_new as run
-    show(run(tasks=words(tasks), shots=shots, **shared(methods, seeds, model, pretrained, file, device, precision, published, epochs, bs, set, out)), out)
+    show(run(tasks=words(tasks), shots=shots, **shared(methods, seeds, model, pretrained, file, device, precision, published, epochs, bs, set, out, regulariser)), out)
 
 # %% ../nbs/50c_protocols_cli.ipynb #85d07e16
 @told
 def cross_dataset(methods: Methods = FOUR, source: Source = 'emoji/animals', targets: Targets = '', shots: Shots = 16,
-                  seeds: Seeds = '1', epochs: Epochs = None, bs: Batch = None, published: Published = False, out: Out = Path('mudpt-cross-dataset'), trained: Trained = None,
+                  seeds: Seeds = '1', epochs: Epochs = None, bs: Batch = None, published: Published = False, regulariser: Regularisers = '', out: Out = Path('mudpt-cross-dataset'), trained: Trained = None,
                   set: Set = [], model: Model = 'emoji', pretrained: Pretrained = None, file: File = None, device: Device = None, precision: Precision = 'fp32', debug: Debug = False): # noqa: B006
     "Train on one data set, judge on others among their own names"
     from mudpt.protocols import cross_dataset as run
     show(run(source=source, targets=words(targets) or None, shots=shots, trained=trained,
-             **shared(methods, seeds, model, pretrained, file, device, precision, published, epochs, bs, set, out)), out)
+             **shared(methods, seeds, model, pretrained, file, device, precision, published, epochs, bs, set, out, regulariser)), out)
 
 # %% ../nbs/50c_protocols_cli.ipynb #750de56c
 @told
 def domain_shift(methods: Methods = FOUR, source: Source = 'emoji/animals', targets: Targets = '', shots: Shots = 16,
-                 seeds: Seeds = '1', epochs: Epochs = None, bs: Batch = None, published: Published = False, out: Out = Path('mudpt-domain-shift'), trained: Trained = None,
+                 seeds: Seeds = '1', epochs: Epochs = None, bs: Batch = None, published: Published = False, regulariser: Regularisers = '', out: Out = Path('mudpt-domain-shift'), trained: Trained = None,
                  set: Set = [], model: Model = 'emoji', pretrained: Pretrained = None, file: File = None, device: Device = None, precision: Precision = 'fp32', debug: Debug = False): # noqa: B006
     "Train on one data set, judge on other versions of the same classes"
     from mudpt.protocols import domain_shift as run
     show(run(source=source, targets=words(targets) or None, shots=shots, trained=trained,
-             **shared(methods, seeds, model, pretrained, file, device, precision, published, epochs, bs, set, out)), out)
+             **shared(methods, seeds, model, pretrained, file, device, precision, published, epochs, bs, set, out, regulariser)), out)

@@ -30,7 +30,7 @@ def choice(pairs:list # 'shots=16', 'method=CoOp,MaPLe'
 FORMATS = 'md', 'latex', 'csv', 'html'
 Format = Annotated[str, Option(help='md, latex, csv or html; omitted: for the terminal')]
 
-def put(things:list, format:str, title:str) -> None: # `Sheet`s or a `Card`
+def put(things:list, format:str, title:str) -> None: # `Sheet`s or a `Card`; things: what is printed; format: 'text', 'markdown', 'latex', 'csv', 'html' or 'json'
     "On the screen, or as a file would hold them"
     from mudpt.core import unknown
     from mudpt.sheet import page

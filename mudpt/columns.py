@@ -28,7 +28,7 @@ def short(task:str, source:str) -> str:
     return task if task == source else '@' + task.removeprefix(source).lstrip('@') if task.startswith(source + '@') else task.removeprefix('emoji/')
 
 # %% ../nbs/24e_columns.ipynb #4213fe8b
-def wrapped(s:str, n:int=12) -> list: # Lines
+def wrapped(s:str, n:int=12) -> list: # Lines; s: a heading; n: letters in a line
     "A long name in short lines, broken where it has a joint"
     out = ['']
     for part in s.replace('-', '- ').replace('/', '/ ').replace('_', '_ ').split(' '):
@@ -76,7 +76,7 @@ def inks(table) -> dict: # {method: colour}
     others = [l['method'] for l in table.lines if l['method'] != 'ZeroShot']
     return {'ZeroShot': '#7f7f7f'} | {m: OKABE[i % (len(OKABE) - 1)] for i,m in enumerate(others)}
 
-def known(table, l) -> list: # (position, mean, spread or 0) for every column with a number
+def known(table, l) -> list: # (position, mean, spread or 0) for every column with a number; table: a `Table`; l: one of its lines
     "What there is to draw of a line"
     return [(i, l[c][0], l[c][1] or 0.) for i,c in enumerate(table.measures) if l[c][0] is not None]
 
@@ -95,7 +95,7 @@ def column_chart(table:Columns) -> str: # SVG; empty when there is nothing to dr
         body += text(50 + 640 / m * j, 16, l['method'], extra=f'style="fill:{ink[l["method"]]};font-weight:600"') + drawn(table, l, x, y, ink[l['method']])
     return svg(700, 288 + 14 * max(len(wrapped(c)) for c in table.measures), body, 'Accuracy over ' + ('shots' if table.curve else 'data sets'))
 
-def drawn(table, l, x, y, colour) -> str:
+def drawn(table, l, x, y, colour) -> str: # table: a `Table`; l: one of its lines; colour: as CSS writes it
     "One method's marks, whiskers and, on a curve, its line"
     ps,dash = known(table, l),'stroke-dasharray="5 4"' if l['method'] == 'ZeroShot' else ''
     d = 'M' + 'L'.join(f'{x(i):.1f} {y(v):.1f}' for i,v,_ in ps) if table.curve and ps else ''
@@ -121,7 +121,7 @@ def figure(table:Table, heading:str='' # Above the figure
 
 # %% ../nbs/24e_columns.ipynb #45cec892
 def png(table:Table, heading:str='', # Above the figure
-        dpi:int=130
+        dpi:int=130 # Pixels per inch
        ) -> bytes: # A picture
     "The same, drawn without a browser"
     from mudpt.heat import as_png

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'cell_key', 'Losses', 'learn', 'fill', 'judged', 'cost', 'drawn', 'subset_digest', 'made_for', 'numbers',
-           'facts', 'picture', 'grid', 'fill_or_fetch', 'kept', 'run_folder', 'tried', 'rows_of', 'elder', 'settle',
-           'compare', 'Comparison', 'load', 'find_methods', 'find_task']
+           'facts', 'picture', 'grid', 'may_be_held', 'fill_or_fetch', 'kept', 'run_folder', 'tried', 'rows_of',
+           'elder', 'settle', 'compare', 'Comparison', 'load', 'find_methods', 'find_task']
 
 # %% ../nbs/24_compare.ipynb #410e11d6
 import json, os, time, warnings
@@ -17,8 +17,9 @@ import mudpt.keep # noqa: F401  (gives methods their `save`)
 from .core import BadInput, digest, seed_all, unknown
 from .judging import harmonic, score
 from .listen import Bar, Peak, plain
-from .named import find_methods, find_task
+from .named import find_methods, find_task, full_name
 from .pictures import source_key
+from .regularise import spelled
 from .results import Comparison, circumstances, have, load, save
 from .runfolder import folder_name
 from .shelf import CannotWrite
@@ -91,11 +92,11 @@ def judged(method, task, workers=None, shared=None, key=None): # -> `Scores`
     if key not in shared: shared[key] = do()
     return shared[key]
 
-def cost(keeper, t0, peak) -> dict:
+def cost(keeper, t0, peak) -> dict: # t0: when it began; peak: a `Peak`
     "Time and memory, those of earlier sittings included"
     return dict(total_seconds=keeper.spent + time.perf_counter() - t0, peak_mib=max(keeper.peak, peak.mib), memory=peak.what)
 
-def drawn(task, sample, parts:dict) -> dict:
+def drawn(task, sample, parts:dict) -> dict: # parts: {name: task}
     "Which images a run works on"
     return dict(task=task.name, template=task.template, split=task.fingerprint, subset=subset_digest(sample.train), n_train=len(next(iter(parts.values())).train),
                 n_test={k: len(p.test) for k,p in parts.items()}, trained_on=next(iter(parts)))
@@ -142,6 +143,7 @@ def grid(methods, # Classes
          tasks, # Tasks
          seeds, # Seeds
          args:dict, # Constructor arguments by method name
+         regulariser=None, # As `compare` takes it
          **shared, # What all cells have in common
         ) -> list[tuple]: # (cell, class, task)
     "All cells, seed by seed, so that an early look at the table is a fair one"
@@ -150,15 +152,21 @@ def grid(methods, # Classes
         if names.count(n) > 1: raise BadInput(f"two tasks are called '{n}': their rows could not be told apart, rename one (task.name = ...)")
     extra = set(args) - {c.__name__ for c in methods}
     if extra: raise BadInput(f"arguments for {sorted(extra)[0]}, which is not among the methods compared: {', '.join(c.__name__ for c in methods)}")
-    return [(dict(method=c.__name__, args=args.get(c.__name__, {}), task=t.name, seed=s, **shared), c, t) for s in seeds for t in tasks for c in methods]
+    held = [spelled(r) for r in (regulariser if isinstance(regulariser, list) and regulariser else [regulariser])]
+    each = dict.fromkeys((c, r if may_be_held(c) else None) for c in methods for r in held)
+    return [(dict(method=c.__name__, args=args.get(c.__name__, {}), task=t.name, seed=s, **shared, **(dict(train=dict(regulariser=r)) if r else {})), c, t) for s in seeds for t in tasks for c,r in each]
 
-# %% ../nbs/24_compare.ipynb #aa1ef1df
-def fill_or_fetch(cell, cls, clip, task, out=None, **how) -> dict: # A row; 'status' is 'ok' or 'error'
+def may_be_held(cls) -> bool:
+    "Has a method a training that a regulariser can stand beside?"
+    return not hasattr(cls, 'meet') and (getattr(cls, 'recipe', None) or {}).get('epochs') != 0
+
+# %% ../nbs/24_compare.ipynb #b2026580
+def fill_or_fetch(cell, cls, clip, task, out=None, **how) -> dict: # A row; 'status' is 'ok' or 'error'; how: as `learn` takes it
     "The row of a cell: from its run folder if it was filled before"
     if not out: return tried(cell, lambda: fill(cell, cls, clip, task, **how))
     return tried(cell, lambda: kept(cell, cls, clip, task, Path(out)/'runs', **how)['row'])
 
-def kept(cell, cls, clip, task, root, control=None, patience=float('inf'), **how) -> dict: # The record of the run, as in its run.json
+def kept(cell, cls, clip, task, root, control=None, patience=float('inf'), **how) -> dict: # The record of the run, as in its run.json; control: may pause and stop; patience: seconds to wait for another process; how: as `learn` takes it
     "Fill a cell in a run folder below `root`, or what is left of it, or fetch it; an error is recorded, then raised"
     folder,key = run_folder(cell, clip, task, root)
     return attend(folder, cell, key, lambda keeper: fill(cell, cls, clip, task, **how, keeper=keeper), clip, control, patience)
@@ -168,7 +176,7 @@ def run_folder(cell, clip, task, root) -> tuple: # (its path, the cell's key)
     key = cell_key(cell, clip, task)
     return Path(root)/folder_name(cell, key),key
 
-def tried(cell:dict, work) -> dict: # A row
+def tried(cell:dict, work) -> dict: # A row; work: what gives the row
     "What `work()` adds to a cell, or how it failed; a disk that cannot be written on is not the cell's failure"
     row = dict(cell, status='ok', error=None)
     try: return plain(row | work())
@@ -178,12 +186,13 @@ def tried(cell:dict, work) -> dict: # A row
 # %% ../nbs/24_compare.ipynb #bd6eab2a
 def rows_of(cells:list, # From `grid`
             clip, out=None, # As in `compare`, like the next three
-            workers:int|None=None, bar:bool=True, tell=lambda row, i, n: None) -> list:
+            workers:int|None=None, bar:bool=True, # Show progress?
+            tell=lambda row, i, n: None) -> list:
     "Fill all cells, or fetch them"
     rows,shared = [],{}
     elder(out)
     for i,(cell,cls,task) in enumerate(cells, 1):
-        listeners = [Bar(f"{i}/{len(cells)} {cell['method']} {task.name} seed {cell['seed']}")] if bar else []
+        listeners = [Bar(f"{i}/{len(cells)} {full_name(cell)} {task.name} seed {cell['seed']}")] if bar else []
         rows.append(fill_or_fetch(cell, cls, clip, task, out, listeners=listeners, workers=workers, shared=shared))
         tell(rows[-1], i, len(cells))
     return rows
@@ -211,6 +220,7 @@ def compare(methods=None, # Names or classes; 'all'; omitted: the four papers', 
             epochs:int|None=None, # The same number for all trained methods; each one's published recipe if omitted
             bs:int|None=None, # Batch size, likewise
             args:dict|None=None, # Constructor arguments by method, e.g. {'MaPLe': {'depth': 3}}
+            regulariser=None, # What holds the prompts while they are trained: 'KgCoOp', several at once with +; a list for a competitor each, None among them for none
             out=None, # Folder for runs, tables and the report; nothing is written if omitted
             workers:int|None=None, # Threads that load images
             bar:bool=True, # Show progress when there is somebody to see it
@@ -221,7 +231,7 @@ def compare(methods=None, # Names or classes; 'all'; omitted: the four papers', 
     if protocol not in PROTOCOLS: raise unknown('protocol', protocol, PROTOCOLS)
     clip = settle(clip, methods=methods, tasks=tasks, seeds=seeds)
     methods,tasks,seeds,t0 = find_methods(methods),[find_task(t) for t in tasks],list(seeds),time.time()
-    cells = grid(methods, tasks, seeds, args or {}, shots=shots, protocol=protocol, epochs=epochs, bs=bs)
+    cells = grid(methods, tasks, seeds, args or {}, regulariser, shots=shots, protocol=protocol, epochs=epochs, bs=bs)
     rows = rows_of(cells, clip, out, workers, bar, tell)
     result = Comparison(rows, circumstances(clip, command=command, seconds=time.time() - t0, shots=shots, seeds=seeds, protocol=protocol, epochs=epochs, bs=bs))
     if out: save(result, out)

@@ -24,7 +24,7 @@ class Table:
     rows: list # Labels: who asks
     cols: list # Labels: who is read
     title: str = ''
-    kind: str = 'attention'
+    kind: str = 'attention' # What the numbers mean
     def __repr__(self): return f"Table({self.title!r}, {len(self.rows)} x {len(self.cols)}, {self.values.min():.3g} to {self.values.max():.3g})"
 
     def figure(self): # plotly

@@ -203,7 +203,9 @@ def _row(at:str, r:dict) -> None:
 def from_rows(rows:list, # (where, row); a row has path, name or label, perhaps split
               where:str, # The table, for errors
               root, # Folder that paths are relative to
-              names:list|None, verify:bool, shares:dict, name:str, template:str|None) -> Task:
+              names:list|None, verify:bool,
+              shares:dict, # {part: share of each class}, where no part is given
+              name:str, template:str|None) -> Task:
     "A task from the rows of a table"
     for at, r in rows: _row(f'{where}, {at}', r)
     classes, names = _classes(rows, where, names)

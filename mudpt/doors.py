@@ -109,7 +109,7 @@ def word_places(tower, cl, k)->list: # Positions in row k
     else: end = 1 + max((i for i, t in enumerate(ids) if t != ids[-1]), default=0)
     return [p for p in range(cl.lead, end) if cl.slot[k, p] < 0 and not word(tower, ids[p]).startswith('<')]
 
-def word(tower, i)->str:
+def word(tower, i)->str: # i: a token id
     "A token as its letters"
     t = tower.tokenizer
     try: return getattr(t, 'tokenizer', t).decode([i]).strip() or f'token {i}'

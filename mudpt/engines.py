@@ -239,7 +239,7 @@ def pool(todo:Todo, job, # A `Job`
     finally: dismiss(todo, team, threads)
 
 # %% ../nbs/47a_engines.ipynb #a4b414ac
-def dismiss(todo:Todo, team:list, threads:list, patience:float=20) -> None: # Seconds
+def dismiss(todo:Todo, team:list, threads:list, patience:float=20) -> None: # Seconds; team: processes; threads: those that listen to them
     "Everybody ends after the step at hand; who does not, is ended"
     todo.halt()
     for w in team: w.hang_up()

@@ -65,8 +65,8 @@ def _zip(path:Path, f, limit:int, files:int) -> Iterator[Entry]:
             if kind == 'link' and i.file_size > 4096: kind = 'device'
             yield Entry(i.filename, kind, i.file_size, z.read(i).decode('utf-8', 'replace') if kind == 'link' else '', lambda i=i: z.open(i))
 
-def too_big(path, limit): return BadFile(f"'{path}' unfolds into more than {limit:,} bytes: if you trust it, pass a higher limit=")
-def too_many(path, files): return BadFile(f"'{path}' has more than {files:,} entries: if you trust it, pass a higher files=")
+def too_big(path, limit): return BadFile(f"'{path}' unfolds into more than {limit:,} bytes: if you trust it, pass a higher limit=") # An error to raise; limit: bytes
+def too_many(path, files): return BadFile(f"'{path}' has more than {files:,} entries: if you trust it, pass a higher files=") # An error to raise; files: how many are allowed
 
 # %% ../nbs/25e_entries.ipynb #fa4db502
 class _Counted:

@@ -35,8 +35,8 @@ class Task:
     name:str # What tables call it
     names:list[str] # Class names; a label is a position in this list
     train:list # Items `(source, label)`
-    val:list = field(default_factory=list)
-    test:list = field(default_factory=list)
+    val:list = field(default_factory=list) # Items to choose by
+    test:list = field(default_factory=list) # Items to judge by
     template:str = 'a photo of a {}.' # The sentence of zero-shot CLIP
     skipped:list = field(default_factory=list) # `(source, why)` of images that could not be read
     shots:int|None = None # Images per class, once `few_shot` was called

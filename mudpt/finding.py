@@ -23,7 +23,7 @@ def split_digest(path) -> str: # 16 hex digits
     parts = read_split(path)
     return digest('\n'.join(f'{p} {y} {n}' for k in parts for p, y, n in [(k, -1, ''), *parts[k]]))
 
-def origin(e:DataSet) -> str: return e.split.urls[0] if e.split and e.split.urls else "its publisher's"
+def origin(e:DataSet) -> str: return e.split.urls[0] if e.split and e.split.urls else "its publisher's" # Where a split may be had
 
 def sound(e:DataSet, path:Path) -> None:
     "Refuse a split file that is not CoOp's"
@@ -52,7 +52,7 @@ def find_split(e:DataSet, root:Path) -> Path|None:
     return next((d/e.split.file for d in [*bases(e, root), *nearby, root/'splits', root] if (d/e.split.file).is_file()), None)
 
 # %% ../nbs/26f_finding.ipynb #e9f6c793
-def recognise(e:DataSet, split:Path|None):
+def recognise(e:DataSet, split:Path|None): # What the split is: its name, or None
     "A test for the folder of images"
     if e.kind == 'imagenet': return lambda d: part(d, 'train') or part(d, 'val') or any((d/t).is_file() for t in TARS.values())
     if e.kind == 'aircraft': return lambda d: d.name == 'images' and (d.parent/'variants.txt').is_file()
@@ -93,7 +93,7 @@ def wrong_counts(e:DataSet, layout:Layout) -> list[str]: # Empty when all is as 
             odd.append(f'{got[0]:,} base and {got[1]:,} new test images (expected {e.halves[0]:,} and {e.halves[1]:,})')
     return odd
 
-def whole(e:DataSet, layout:Layout, check:bool=True) -> Layout:
+def whole(e:DataSet, layout:Layout, check:bool=True) -> Layout: # check: or believe the folder
     "Refuse what is not complete"
     gone = missing(layout) if e.kind in ('split', 'aircraft') else []
     mend = "complete the folder, or move it away to have it downloaded anew"

@@ -23,7 +23,7 @@ def block_ops(d, # Width
     return 2. * (12 * go * d**2 + 2 * answer * d**2 + 2 * go * (go + answer if seen is None else seen) * d)
 
 # %% ../nbs/38b_floor.ipynb #1adf8a1c
-def image_ops(m, n_at:dict|None=None) -> float: # For one image, forward
+def image_ops(m, n_at:dict|None=None) -> float: # For one image, forward; m: a method; n_at: {block: prompts}
     "The image tower with visitors `{block: how many}`; those the method states if omitted"
     V, ops, n = m.clip.image, 0., 0
     T = V.grid[0] * V.grid[1] + V.n_special
@@ -35,14 +35,14 @@ def image_ops(m, n_at:dict|None=None) -> float: # For one image, forward
         else: ops += block_ops(V.width, T, n) if gone else block_ops(V.width, T + n)
     return ops
 
-def text_ops(m, names) -> float: # For all classes, forward
+def text_ops(m, names) -> float: # For all classes, forward; m: a method
     "The shared prefix once, names' own tokens, end tokens in the last block"
     cl, T = m.classes(names), m.clip.text
     if not m.text() and m.order != 'image first': return 0. # frozen words: computed once, not at every step
     d, last = T.width, block_ops(T.width, len(cl), cl.N - len(cl), cl.P + cl.N / len(cl)) + block_ops(T.width, 0, cl.P)
     return (T.layers - 1) * (block_ops(d, cl.P) + block_ops(d, cl.N, seen=cl.P + cl.N / len(cl))) + last
 
-def floor_ops(m, names, batch:int) -> dict: # Floating-point operations by tower
+def floor_ops(m, names, batch:int) -> dict: # Floating-point operations by tower; m: a method; batch: pictures
     "What a training step has to do, forward and backward; what methods compute beside the towers is left out"
     if own_towers(m): raise BadInput(f"{m.name} walks towers of its own making, whose floor is not counted here")
     if m.order == 'image first': raise BadInput(f"{m.name} encodes all names for each image: its floor is not that of the others")
@@ -51,7 +51,7 @@ def floor_ops(m, names, batch:int) -> dict: # Floating-point operations by tower
     return dict(image=moved * batch * image_ops(m) + plain, text=2 * text_ops(m, names))
 
 # %% ../nbs/38b_floor.ipynb #7f755749
-def rate(clip, batch:int, repeats:int=5) -> float: # Operations per second
+def rate(clip, batch:int, repeats:int=5) -> float: # Operations per second; batch: pictures; repeats: the best of so many
     "What the processor reaches in a plain matrix product of a block's shape"
     V, dev = clip.image, clip.device
     d, T = V.width, batch * (V.grid[0] * V.grid[1] + V.n_special)

@@ -61,7 +61,7 @@ def _head(hf, url:str, pause:float):
             if wait is None or e.response is None or e.response.status_code not in BUSY: raise
             time.sleep(wait)
 
-def announced(repo:str, file:str, repo_type:str, revision:str, pause:float=.5) -> tuple[str, Announced]: # Address of that very version, what is said of it
+def announced(repo:str, file:str, repo_type:str, revision:str, pause:float=.5) -> tuple[str, Announced]: # Address of that very version, what is said of it; repo: 'owner/name'; file: in it; repo_type: 'model' or 'dataset'; revision: a branch or commit; pause: seconds before a second try
     "Ask the hub about a file; raises `NotHere`"
     hf = needs('huggingface_hub', 'data')
     at = dict(repo_type=repo_type, endpoint=endpoint())

@@ -103,7 +103,7 @@ def layout(base:Path, # The folder of ImageNet
 # %% ../nbs/26c_imagenet.ipynb #60b47b11
 TARS = dict(train='ILSVRC2012_img_train.tar', val='ILSVRC2012_img_val.tar')
 
-def quiet(*_): pass
+def quiet(*_): pass # Says nothing
 
 def _classes(tar:Path, new:Path, tell) -> None:
     "Each inner tar file into a folder of its name"

@@ -27,7 +27,7 @@ def colours(signed)->str: # A colour scale that plotly and matplotlib both know
     "viridis, or red and blue around zero"
     return 'RdBu_r' if signed else 'viridis'
 
-def limits(values, signed)->tuple: # (low, high) of the colour scale
+def limits(values, signed)->tuple: # (low, high) of the colour scale; values: an array or several; signed: does 0 divide?
     "From the least to the greatest; symmetric about 0 where signs matter"
     a = np.concatenate([np.ravel(v) for v in values]).astype(float)
     if not np.isfinite(a).all(): raise BadInput("the map holds numbers that are not finite: nothing true can be drawn from it")

@@ -151,7 +151,7 @@ def score(method, # A `Prompts`
     return tally.scores(f'logits depend on batch-mates (batches of {bs})' if method.batch_dependent else '')
 
 # %% ../nbs/23_judge.ipynb #50b2d724
-def harmonic(base:float|None, new:float|None) -> float|None:
+def harmonic(base:float|None, new:float|None) -> float|None: # base and new: accuracies in percent
     "2·base·new / (base + new); None where one of them cannot be had"
     if base is None or new is None: return None
     return 2 * base * new / (base + new) if base + new else 0.
@@ -162,7 +162,7 @@ class Report:
     "Scores under names: base and new, all classes, or several data sets"
     method:str # Name of the method
     scores:dict # str: `Scores`, or None where there is no answer
-    notes:list[str] = field(default_factory=list)
+    notes:list[str] = field(default_factory=list) # What a reader of the numbers must know
 
     def __getitem__(self, k): return self.scores[k]
     def _accuracy(self, k): s = self.scores.get(k); return s.accuracy if s else None

@@ -31,7 +31,7 @@ def card_of(m:Prompts, **extra)->dict: # `extra` must be JSON: recipe, metrics, 
                 clip=dict(name=c.name, pretrained=c.pretrained, digest=c.digest, **c.sizes), trained_on=m.trained_on,
                 date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'), **extra)
 
-def seal(tensors, card)->str: # Over content and description, so that neither changes unnoticed
+def seal(tensors, card)->str: # Over content and description, so that neither changes unnoticed; tensors: {name: tensor}; card: what is said of them
     return digest(digest(tensors) + json.dumps(card, sort_keys=True))
 
 def save(self:Prompts, path, # A .safetensors file
@@ -66,7 +66,7 @@ def read_card(path)->dict: # method, args, clip, words, trained_on, date, ...
     return _open(path)[1]
 
 # %% ../nbs/03_keep.ipynb #75c47949
-def check_clip(card, clip:Clip):
+def check_clip(card, clip:Clip): # card: what the file says of its model
     "Refuse a backbone that the prompts were not learned with, and say what differs"
     want, have = card['clip'], dict(name=clip.name, pretrained=clip.pretrained, **clip.sizes)
     for k, v in clip.sizes.items():

@@ -16,7 +16,7 @@ class OnHub:
     "A file of a repository on the Hugging Face hub, whose digest the hub announces"
     repo:str # 'owner/name'
     file:str # In it
-    repo_type:str = 'model'
+    repo_type:str = 'model' # Or 'dataset'
 
 @dataclass(frozen=True)
 class Step:
@@ -31,7 +31,7 @@ class Step:
 class Source:
     "One way to get all images"
     name:str # Told to the user
-    steps:tuple[Step, ...]
+    steps:tuple[Step, ...] # In order
 
 # %% ../nbs/26h_kinds.ipynb #c9029b16
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ SPLITS = 'https://raw.githubusercontent.com/linzhiqiu/cross_modal_adaptation'
 FIXED = 'c7e7e68ae4eeadfab98e7886b2d6c9cf48a7ceb5' # a commit that has them, should the branch lose them
 HUB = 'zhengli97/prompt_learning_dataset'
 
-def zhou(name:str, sha256:str|None=None) -> Archive:
+def zhou(name:str, sha256:str|None=None) -> Archive: # sha256: its checksum, if it is known
     "One of CoOp's split files"
     file = f'split_zhou_{name}.json'
     return Archive(tuple(f'{SPLITS}/{rev}/splits/{file}' for rev in ('main', FIXED)), file, sha256=sha256)
@@ -73,8 +73,8 @@ def packed(file:str) -> Source:
     "An archive of the hub repository, made like CoOp's folder and with its split file inside"
     return Source(f'hub repository {HUB}', (Step(OnHub(HUB, file)),))
 
-def official(*steps:Step) -> Source: return Source('official archive', steps)
+def official(*steps:Step) -> Source: return Source('official archive', steps) # steps: in order
 
-def one(urls, file:str, md5:str|None=None, sha256:str|None=None, **kw) -> Source:
+def one(urls, file:str, md5:str|None=None, sha256:str|None=None, **kw) -> Source: # urls: addresses, or one; md5, sha256: checksums; kw: as `Archive` takes it
     "A source that is a single archive"
     return official(Step(Archive(urls, file, md5=md5, sha256=sha256), **kw))

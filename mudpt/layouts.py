@@ -22,8 +22,8 @@ class Layout:
     images:Path # The folder that paths are relative to
     names:list[str] # Class names, by label
     train:list[tuple[str, int]] = field(default_factory=list) # (path with forward slashes, label)
-    val:list[tuple[str, int]] = field(default_factory=list)
-    test:list[tuple[str, int]] = field(default_factory=list)
+    val:list[tuple[str, int]] = field(default_factory=list) # As `train`
+    test:list[tuple[str, int]] = field(default_factory=list) # As `train`
     def __repr__(self):
         n = ' / '.join(f'{len(getattr(self, p))} {p}' for p in ('train', 'val', 'test'))
         return f"Layout({len(self.names)} classes, {n}, in '{self.images.name}')"
@@ -147,7 +147,7 @@ def wnids(path:Path) -> list[str]: # Sorted
     "Folders that are called like a synset, e.g. n01440764"
     return _folders(path, r'n\d{8}')
 
-def by_folder(images:Path, folders:list[str], labels:dict[str, int]) -> list[tuple[str, int]]:
+def by_folder(images:Path, folders:list[str], labels:dict[str, int]) -> list[tuple[str, int]]: # folders: names, in the order of the labels
     "All images of some folders, with the label of the folder"
     return [(p, labels[f]) for f in folders for p in _inside(images, f)]
 

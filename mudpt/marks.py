@@ -30,7 +30,7 @@ def chance(heat:Heat)->float: # 0 to 1
     "What a blind map scores: the share of the picture that the object covers"
     return float(outline(heat).mean())
 
-def grown(mask, by)->np.ndarray:
+def grown(mask, by)->np.ndarray: # Bool [H, W]; mask: bool [H, W]
     "A mask, and all that lies at most `by` pixels from it"
     if not by: return mask
     y, x = np.nonzero(mask)
@@ -53,8 +53,8 @@ def inside(heat:Heat)->float: # 0 to 1
 @dataclass
 class Curve:
     "Probability of a class while pixels leave or return"
-    share: np.ndarray # Of the pixels, 0 to 1
-    p: np.ndarray # Probability
+    share: np.ndarray # Of the pixels, 0 to 1 [steps + 1]
+    p: np.ndarray # Probability [steps + 1]
     kind: str # 'deletion' or 'insertion'
     by: str = '' # The map's kind
     method: str = ''
@@ -80,7 +80,7 @@ def returned(clip, picture)->torch.Tensor: # [1, 3, H, H]
 
 # %% ../nbs/33b_marks.ipynb #1fee06fb
 @torch.no_grad()
-def curve(method, heat, names, kind, steps=16, bs=16, seed=0, name=None)->Curve:
+def curve(method, heat, names, kind, steps=16, bs=16, seed=0, name=None)->Curve: # kind: 'deletion' or 'insertion'
     "Probabilities on the way from one picture to another, pixel by pixel"
     if len(names) < 2: raise BadInput(f"with one class, '{names[0]}', every probability is 1: give the names it is told from")
     if not isinstance(steps, int) or steps < 1: raise BadInput(f"steps is {steps!r}: give a whole number of at least 1")
@@ -96,11 +96,11 @@ def curve(method, heat, names, kind, steps=16, bs=16, seed=0, name=None)->Curve:
         out = [method(b, cl, text=text).logits.softmax(-1)[:, k] for b in rows.split(1 if method.batch_dependent else bs)]
     return Curve(np.array(moved)/n, torch.cat(out).cpu().numpy(), kind, heat.kind, method.name, name)
 
-def deletion(method, heat, names, **kw)->Curve: # steps, bs, seed, name
+def deletion(method, heat, names, **kw)->Curve: # steps, bs, seed, name; kw: these
     "The probability while the most important pixels leave; a small area is good"
     return curve(method, heat, names, 'deletion', **kw)
 
-def insertion(method, heat, names, **kw)->Curve: # steps, bs, seed, name
+def insertion(method, heat, names, **kw)->Curve: # steps, bs, seed, name; kw: these
     "The probability while the most important pixels return to a blurred picture; a large area is good"
     return curve(method, heat, names, 'insertion', **kw)
 

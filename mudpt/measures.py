@@ -24,7 +24,7 @@ def rows(x, # Numpy, torch or nested lists
                                  "the prompts have diverged, or half precision overflowed")
     return x
 
-def unit(x, what:str='features') -> np.ndarray: # float64, each row of length 1
+def unit(x, what:str='features') -> np.ndarray: # float64, each row of length 1; [rows, dimensions]
     "Directions only, as cosine similarity sees them"
     n = np.linalg.norm(x := rows(x, what), axis=1, keepdims=True)
     if not n.all(): raise BadInput(f"{what} row {int((n[:, 0] == 0).argmax())} is all zeros: it has no direction")
@@ -71,7 +71,7 @@ def blocks(n:int, size:int=1024): # Slices
     "Pieces of n rows, so that n × n numbers are never in memory at once"
     return (slice(i, min(i + size, n)) for i in range(0, n, size))
 
-def uniformity(image, text, labels, of:str='image', t:float=2.) -> float: # −4t to 0
+def uniformity(image, text, labels, of:str='image', t:float=2.) -> float: # −4t to 0; of: 'image' or 'text'; t: how fast pairs stop to count with distance
     "log of the mean of exp(−t‖a − b‖²) over all pairs of rows of unit length (Wang & Isola 2020, arXiv 2005.10242)"
     if of not in ('image', 'text'): raise unknown('cloud', of, ('image', 'text'))
     x = sound(image, text, labels)[of == 'text']
@@ -118,7 +118,7 @@ def spread_ratio(image, text, labels) -> float: # 0 upwards
     return within(image, text, labels) / b
 
 # %% ../nbs/35a_measures.ipynb #7c0a8077
-def recall(image, text, labels, k:int=1, of:str='image') -> float: # 0 to 1
+def recall(image, text, labels, k:int=1, of:str='image') -> float: # 0 to 1; of: what is asked, 'image' or 'text'; k: among so many
     "Share of pictures whose name is among the k nearest names; of='text': share of names with an own picture among the k nearest pictures"
     if of not in ('image', 'text'): raise unknown('cloud', of, ('image', 'text'))
     x, t, y = sound(image, text, labels)

@@ -14,7 +14,7 @@ from .core import BadInput, unknown
 # %% ../nbs/37a_near.ipynb #6862ad2f
 WAYS = 'cosine', 'euclid'
 
-def distances(a, b, by:str) -> torch.Tensor: # [n, d], [m, d] -> [n, m]
+def distances(a, b, by:str) -> torch.Tensor: # [n, d], [m, d] -> [n, m]; a and b: vectors, one a row; by: 'cosine' or 'euclid'
     "Between all rows of two tables"
     if by == 'cosine': return (1 - F.normalize(a.double(), dim=-1) @ F.normalize(b.double(), dim=-1).T).clamp(min=0)
     return torch.cdist(a.double(), b.double(), compute_mode='donot_use_mm_for_euclid_dist')
@@ -42,7 +42,7 @@ def typical(table, # [m, d]
             by:str='cosine', # or 'euclid'
             n:int=500, # Rows that are asked, spread evenly over the table
             apart=None # [m]: rows with equal numbers are no neighbours (patches of one picture)
-           ) -> torch.Tensor: # Sorted distances
+           ) -> torch.Tensor: # Sorted distances [n]
     "How far rows of a table are from their nearest other row"
     if by not in WAYS: raise unknown('distance', by, WAYS)
     if len(table) < 2: raise BadInput("a table of one row has no distances: give two or more")
@@ -55,7 +55,7 @@ def reach(usual) -> float:
     "The distance within which nine of ten have their nearest"
     return float(torch.quantile(usual, .9)) if len(usual) else float('nan')
 
-def yardstick(distance:float, usual) -> tuple: # (ratio, beyond)
+def yardstick(distance:float, usual) -> tuple: # (ratio, beyond); distance: of the nearest word; usual: distances of words to their nearest word
     "A distance in units of `reach`, and the share of usual distances that are smaller"
     if not len(usual): return float('nan'), float('nan')
     unit = reach(usual)

@@ -37,7 +37,8 @@ def on_ray(todo, # A `Todo`
 
 # %% ../nbs/47b_ray.ipynb #87aebf20
 def land(ray, todo, flying:dict, # {reference: number of a cell}
-         patience:float=.3) -> None: # Seconds
+         patience:float=.3, # Seconds
+        ) -> None:
     "Take in what has come back"
     if not flying: time.sleep(patience/3); return
     for ref in ray.wait(list(flying), num_returns=1, timeout=patience)[0]:
@@ -57,7 +58,7 @@ def recall(ray, todo, flying:dict) -> None:
         except Exception: ray.cancel(ref, force=True)
         todo.give(i, dict(status='stopped', error=None))
 
-def fits(ray, cpus, gpus) -> bool:
+def fits(ray, cpus, gpus) -> bool: # cpus, gpus: that one process wants
     "Is there a machine that a cell fits on?"
     return any(n['Alive'] and n['Resources'].get('CPU', 0) >= cpus and n['Resources'].get('GPU', 0) >= gpus for n in ray.nodes())
 
@@ -94,7 +95,7 @@ def joined(address:str|None=None) -> bool: # Was it started here, and has to be 
             return True
     return begun(ray)
 
-def begun(ray, **resources) -> bool:
+def begun(ray, **resources) -> bool: # resources: as `ray.init` takes them
     "Start Ray on this machine; a machine under load may need a second attempt"
     for left in (2, 1, 0):
         try:

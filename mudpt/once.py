@@ -44,7 +44,7 @@ class Once:
         return self._made
 
 # %% ../nbs/28a_once.ipynb #bd63c254
-def learned(self:Once, keeper):
+def learned(self:Once, keeper): # The trained method, and its part of the row
     "Train on the classes of the source"
     t0,peak,sample = time.perf_counter(),Peak(self.clip.device),self.source.few_shot(self.cell['shots'], self.cell['seed'])
     sample = sample.base if self.classes == 'base' else sample
@@ -54,7 +54,7 @@ def learned(self:Once, keeper):
     self.trained = True
     return method,row
 
-def kept(self:Once):
+def kept(self:Once): # The trained method, and its part of the row
     "From its folder; trained there if it is not, or not whole"
     made: list = []
     def work(keeper): made[:] = self.learned(keeper); return made[1]

@@ -26,7 +26,7 @@ def no_network(m:Prompts)->str: # '' if it can be exported
 
 class Network(nn.Module):
     "From normalised images to logits and image features, for classes that are fixed"
-    def __init__(self, m, names):
+    def __init__(self, m, names): # m: a method
         super().__init__()
         self.m, self.frozen, self.cl = m, m.clip.model, m.classes(names)
         with torch.no_grad(): self.text = m.text_features(self.cl)

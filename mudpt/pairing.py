@@ -36,7 +36,7 @@ def student(t:float, # Statistic
         inside = math.sin(a) * total
     return min(1., max(0., 1 - inside))
 
-def quantile(df:int, level:float=.95) -> float:
+def quantile(df:int, level:float=.95) -> float: # level: of the interval
     "How many standard errors an interval reaches to each side"
     lo,hi = 0.,1e4
     for _ in range(200): lo,hi = ((lo + hi) / 2, hi) if student((lo + hi) / 2, df) > 1 - level else (lo, (lo + hi) / 2)
@@ -53,7 +53,7 @@ def flips(d, # Differences
     far = np.abs(signs @ d) >= abs(d.sum()) - 1e-9 * np.abs(d).sum()
     return float(far.mean() if len(d) <= most else (far.sum() + 1) / (draws + 1))
 
-def signed_ranks(d) -> np.ndarray: # One for each difference that is not zero; equal ones share a rank
+def signed_ranks(d) -> np.ndarray: # One for each difference that is not zero; equal ones share a rank; [n]
     "Ranks by size, with the sign"
     d = np.asarray([x for x in d if x], float)
     size = np.abs(d)
@@ -126,7 +126,7 @@ def p_text(p) -> str:
     "A probability, not more exactly than it deserves"
     return '–' if p is None else '< 0.001' if p < .001 else f'{p:.3f}' if p < .1 else f'{p:.2f}'
 
-def signed(x, digits=1) -> str: return '–' if x is None else f'{x:+.{digits}f}'.replace('-', '−') if round(x, digits) else f'{0:.{digits}f}'
+def signed(x, digits=1) -> str: return '–' if x is None else f'{x:+.{digits}f}'.replace('-', '−') if round(x, digits) else f'{0:.{digits}f}' # x: a difference, with its sign
 
 def line(p:Differences, digits:int) -> list:
     "What is printed of some differences"

@@ -36,7 +36,7 @@ class Mark:
 class Panel:
     "One pair of axes"
     title:str
-    marks:list
+    marks:list # `Mark`s, in the order of drawing
     x:str = '' # What the axes mean
     y:str = ''
     square:bool = False # One unit is as long on both axes?
@@ -47,7 +47,7 @@ class Panel:
 @dataclass
 class Drawing:
     "Panels in rows"
-    panels:list
+    panels:list # `Panel`s
     title:str = ''
     columns:int|None = None # Panels side by side; None: up to three
     size:tuple = (320, 260) # Of a panel, in pixels
@@ -96,7 +96,7 @@ def interactive(d:Drawing): # A plotly figure
         if not solid: axes(fig, p, at)
     return layout(fig, d.title, height=d.size[1]*rows + 60)
 
-def axes(fig, p:Panel, at:dict):
+def axes(fig, p:Panel, at:dict): # fig: a plotly figure; at: {panel: number of its axes}
     "Names of the axes, squareness, and no numbers where they mean nothing"
     fig.update_xaxes(title_text=p.x or None, showticklabels=not p.bare, **at)
     fig.update_yaxes(title_text=p.y or None, showticklabels=not p.bare, autorange='reversed' if p.marks and p.marks[0].kind in FLAT else None, **at)
@@ -104,7 +104,7 @@ def axes(fig, p:Panel, at:dict):
     if p.square: fig.update_yaxes(scaleanchor=next(fig.select_xaxes(**at)).plotly_name.replace('axis', ''), **at)
 
 # %% ../nbs/35d_panels.ipynb #14941e55
-def ink(ax, m:Mark, colour):
+def ink(ax, m:Mark, colour): # ax: matplotlib's axes
     "A mark as matplotlib says it"
     c = m.colour if m.colour is not None else colour
     if m.kind == 'bar':

@@ -125,7 +125,7 @@ def source_key(source, # A path, a PIL image, or an object with `.image()`
     return source_key(source.image()) if ' at 0x' in r else r
 
 # %% ../nbs/20a_pictures.ipynb #5e0a5785
-def thumb(source, edge:int) -> Image.Image:
+def thumb(source, edge:int) -> Image.Image: # edge: pixels at most
     "A small square picture; a grey one for what cannot be opened, because looking at a table must not fail"
     try: return ImageOps.pad(open_image(source), (edge, edge), color='white')
     except (BadFile, BadInput): return Image.new('RGB', (edge, edge), 'lightgrey')

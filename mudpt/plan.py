@@ -12,7 +12,7 @@ from html import escape
 INK = dict(text='#0072b2', image='#d55e00') # Okabe-Ito: told apart by colour-blind eyes too
 ROW, CELL, LEFT, TOP = dict(text=0, image=1), 46, 64, 26
 
-def cell(tower, i, n, width, own)->str: # One block of one tower, as SVG
+def cell(tower, i, n, width, own)->str: # One block of one tower, as SVG; width: of the tower; own: are they learned?
     "A box; filled if `n` vectors enter before this block, outlined if they are computed and not learned"
     x, y, c = LEFT + i*CELL, TOP + ROW[tower]*74, INK[tower]
     tip = f'block {i}: {n} {"learned" if own else "computed"} vectors of {width} enter the {tower} tower' if n else f'block {i}: nothing new enters the {tower} tower'
@@ -21,7 +21,7 @@ def cell(tower, i, n, width, own)->str: # One block of one tower, as SVG
     return f'<g><title>{escape(tip)}</title><rect x="{x}" y="{y}" width="38" height="32" rx="5" {look}/>{label}</g>'
 
 # %% ../nbs/01d_plan.ipynb #c5fd816f
-def arrow(src, dst, i, shift=0)->str: # Between the towers at block i
+def arrow(src, dst, i, shift=0)->str: # Between the towers at block i; src, dst: towers; shift: to the side, in pixels
     "Who reads whom"
     x, up = LEFT + i*CELL + 19 + shift, ROW[src] > ROW[dst]
     y0, y1 = (TOP + 74 - 4, TOP + 32 + 5) if up else (TOP + 32 + 4, TOP + 74 - 5)
@@ -30,7 +30,7 @@ def arrow(src, dst, i, shift=0)->str: # Between the towers at block i
     return f'<g><title>{dst} prompts read {src} at block {i}</title><line x1="{x}" y1="{y0}" x2="{x}" y2="{tip}" stroke="{INK[src]}" stroke-width="2"/><polygon points="{head}" fill="{INK[src]}"/></g>'
 
 # %% ../nbs/01d_plan.ipynb #53d5901b
-def back(tower, i, layers)->str: # From behind a tower's last block to block i, above the row
+def back(tower, i, layers)->str: # From behind a tower's last block to block i, above the row; layers: blocks of the tower
     "Who reads its own end"
     x, x1, y, c = LEFT + i*CELL + 19, LEFT + layers*CELL - 8, TOP + ROW[tower]*74, INK[tower]
     line = f'{x1},{y+16} {x1+5},{y+16} {x1+5},{y-9} {x},{y-9} {x},{y-7}'
@@ -38,7 +38,7 @@ def back(tower, i, layers)->str: # From behind a tower's last block to block i, 
 
 # %% ../nbs/01d_plan.ipynb #b2147b0f
 def draw(plan:dict, # layers, width: {tower: int}; enters: {tower: {block: (n, learned?)}}; flows: [(src, dst, block)]
-         title='', note='')->str: # Inline SVG
+         title='', note='')->str: # Inline SVG; title above, note below
     "A plan as a picture that needs no script, no font and no network"
     L = max(plan['layers'].values())
     W, H = max(LEFT + L*CELL + 10, 8*len(note) + 20), TOP + 74 + 32 + 46

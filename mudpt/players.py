@@ -19,13 +19,13 @@ from .doors import own_words, slots, with_gates, with_words, word, word_places
 class Space:
     "The players of one question"
     x: torch.Tensor # As they are [1, ...]
-    base: torch.Tensor # All absent
+    base: torch.Tensor # All absent [1, ...]
     f: object # [B, ...] -> the number to explain [B]
     labels: list = field(default_factory=list) # Of each player, where players have names
     towers: list = field(default_factory=list) # Where each stands
-    groups: torch.Tensor | None = None # Which player a number belongs to, like x
+    groups: torch.Tensor | None = None # Which player a number belongs to, like x [1, ...]
     window: tuple = () # What occlusion takes away at once, and its steps
-    stride: tuple = ()
+    stride: tuple = () # Steps of occlusion
 
 # %% ../nbs/32a_players.ipynb #08b9c2d1
 def index(names, name)->int:
@@ -44,10 +44,10 @@ def rival(m, x, cl, k, against): # -> index or None
     logits[k] = -torch.inf
     return int(logits.argmax())
 
-def lead(logits, k, j): # [B, C] -> [B]
+def lead(logits, k, j): # [B, C] -> [B]; logits [B, C]: how far the class leads its rival
     return logits[:, k] if j is None else logits[:, k] - logits[:, j]
 
-def rowwise(f): return lambda t: torch.cat([f(row) for row in t.split(1)])
+def rowwise(f): return lambda t: torch.cat([f(row) for row in t.split(1)]) # F for batches; f: a function of one row
 
 def on_image(m, cl, k, j): # -> f of [B, 3, H, H]
     "The number as a function of the picture"
@@ -74,13 +74,13 @@ def tiles(clip): # [H, W]: the patch of each pixel; pixels that no patch covers 
     at = lambda n: (torch.arange(H)//p).clamp(max=n - 1)
     return at(rows)[:, None]*cols + at(cols)
 
-def pixel_space(m, x, cl, k, j, baseline='mean')->Space:
+def pixel_space(m, x, cl, k, j, baseline='mean')->Space: # baseline: what stands for absence, as `blank` takes it
     "Pixels as players; occlusion slides a square of one patch by half of it"
     H = x.shape[-1]
     p = max(1, H//m.clip.image.grid[0] if m.clip.image.grid else H//8)
     return Space(x, blank(x, baseline), on_image(m, cl, k, j), window=(3, p, p), stride=(3, max(1, p//2), max(1, p//2)))
 
-def patch_space(m, x, cl, k, j, baseline='mean')->Space:
+def patch_space(m, x, cl, k, j, baseline='mean')->Space: # baseline: what stands for absence, as `blank` takes it
     "Patches as players: each has a gate between its pixels and their absence"
     of, out, f = tiles(m.clip).to(x.device), blank(x, baseline), on_image(m, cl, k, j)
     mixed = lambda g: f(out + g.flatten(1)[:, of][:, None]*(x - out))
@@ -88,7 +88,7 @@ def patch_space(m, x, cl, k, j, baseline='mean')->Space:
     return Space(g, torch.zeros_like(g), mixed, groups=torch.arange(g.numel(), device=x.device).view_as(g), window=(1, 1), stride=(1, 1))
 
 # %% ../nbs/32a_players.ipynb #2f53bd28
-def word_space(m, x, cl, k, j, baseline='zero')->Space:
+def word_space(m, x, cl, k, j, baseline='zero')->Space: # baseline: what stands for absence: 'zero' or 'mean'
     "The tokens of one class's row as players; learned context is a matter of slots"
     T = m.clip.text
     cl = own_words(T, cl)

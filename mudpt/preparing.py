@@ -40,7 +40,7 @@ def heart(tree:Path, e:DataSet) -> Path: # Below `tree`, or itself
         else: break
     return tree
 
-def build(e:DataSet, source:Source, new:Path, split:Path|None, archives:Path, tell=None, net=None) -> list[Path]: # Archives used
+def build(e:DataSet, source:Source, new:Path, split:Path|None, archives:Path, tell=None, net=None) -> list[Path]: # Archives used; new: the folder to fill; archives: the folder of the archives; net: options of `fetch`
     "A data set in a fresh folder"
     used = []
     for k, step in enumerate(source.steps):
@@ -66,7 +66,7 @@ def _checked(e:DataSet, new:Path, source:Source, root:Path, check:bool) -> dict:
     return dict(name=e.name, source=source.name, split=split_digest(inside) if inside else None,
                 images=images.relative_to(new).as_posix(), counts=[len(x) for x in (lay.names, lay.train, lay.val, lay.test)])
 
-def make(e:DataSet, source:Source, root:Path, split:Path|None, check:bool, keep:bool, tell, say, net:dict) -> None:
+def make(e:DataSet, source:Source, root:Path, split:Path|None, check:bool, keep:bool, tell, say, net:dict) -> None: # check: count afterwards; keep: the archives; say: called with sentences; net: options of `fetch`
     "Build, check, stamp, rename"
     archives, own = root/'archives', root/e.folder
     had = set(archives.rglob('*')) if archives.is_dir() else set()

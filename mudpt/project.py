@@ -22,7 +22,7 @@ from .panels import Drawing, Mark, Panel, trace
 from .spaces import Features
 
 # %% ../nbs/36_project.ipynb #6e1da270
-def rotation(a, b) -> np.ndarray: # [E, E]
+def rotation(a, b) -> np.ndarray: # [E, E]; a and b: partners, row by row [N, E]
     "The orthogonal matrix that turns rows of a onto rows of b; directions that neither uses stay as they are"
     m = a.T @ b
     u, _, v = np.linalg.svd(m + 1e-9*np.linalg.norm(m)*np.eye(len(m)))
@@ -47,7 +47,7 @@ def pca(x, dim, seed, gap=None, **kw): # -> (coordinates, (mean, axes), what the
     m = needs('sklearn.decomposition', 'inside').PCA(dim, random_state=seed, svd_solver='full', **kw).fit(x)
     return m.transform(x), (m.mean_, m.components_), [f'PC {i} ({v:.0%} of the variance)' for i, v in enumerate(m.explained_variance_ratio_, 1)]
 
-def along_gap(x, dim, seed, gap, **kw):
+def along_gap(x, dim, seed, gap, **kw): # As `pca`
     "The mean modality gap, then the directions of greatest variance across it"
     if not (n := np.linalg.norm(gap)): raise BadInput("there is no gap to draw along: the means are the same point, use by='pca'")
     g = gap / n
@@ -55,12 +55,12 @@ def along_gap(x, dim, seed, gap, **kw):
     axes = np.vstack([g, rest])
     return (x - x.mean(0)) @ axes.T, (x.mean(0), axes), ['along the gap', *(a.replace('of the variance', 'of the rest') for a in said)]
 
-def tsne(x, dim, seed, gap=None, **kw):
+def tsne(x, dim, seed, gap=None, **kw): # As `pca`
     "van der Maaten & Hinton 2008, JMLR 9"
     kw = dict(init='pca', perplexity=min(30, (len(x) - 1)/3), random_state=seed) | kw
     return needs('sklearn.manifold', 'inside').TSNE(dim, **kw).fit_transform(x), None, [f't-SNE {i + 1}' for i in range(dim)]
 
-def umap(x, dim, seed, gap=None, **kw):
+def umap(x, dim, seed, gap=None, **kw): # As `pca`
     "McInnes et al. 2018, arXiv 1802.03426"
     kw = dict(n_neighbors=min(15, len(x) - 1), metric='cosine', random_state=seed, n_jobs=1) | kw
     with warnings.catch_warnings():
@@ -185,7 +185,7 @@ def slider(self:Projection): # A plotly figure
     fig.layout.annotations = []
     return layout(fig, 'Epochs of one run', sliders=[dict(steps=steps, currentvalue=dict(prefix='epoch '))], height=560)
 
-def few(keys:list, n:int=3) -> list: # First, last, and some between
+def few(keys:list, n:int=3) -> list: # First, last, and some between; keys: in order; n: how many
     return [keys[i] for i in sorted({round(i*(len(keys) - 1)/max(1, n - 1)) for i in range(n)})]
 
 Projection.figure = lambda self: slider(self) if self.steps and len(self.points) > 1 else self.drawing().figure()

@@ -28,7 +28,7 @@ def finding(table:Table) -> str: # HTML, one or two sentences
     return out + '.'
 
 # %% ../nbs/24a_report.ipynb #222bfd4b
-def fact_list(info:dict, rows:list) -> str: # HTML
+def fact_list(info:dict, rows:list) -> str: # HTML; info: facts about the comparison
     "The circumstances, as a definition list"
     c,m = info['clip'],info['machine']
     n = next((r['n_test'] for r in rows if r.get('n_test')), {})
@@ -40,7 +40,7 @@ def fact_list(info:dict, rows:list) -> str: # HTML
     return '<dl>' + ''.join(f'<dt>{k}</dt><dd>{v}</dd>' for k,v in facts.items()) + '</dl>'
 
 # %% ../nbs/24a_report.ipynb #e371337b
-def figure(svg:str, heading:str, caption:str) -> str: # HTML; empty without a drawing
+def figure(svg:str, heading:str, caption:str) -> str: # HTML; empty without a drawing; svg: the drawing; caption: what stands below
     "A chart with its heading and a caption that says how to read it"
     return f'<section><h2>{heading}</h2>{svg}<p class="cap">{caption}</p></section>' if svg else ''
 

@@ -16,6 +16,7 @@ from statistics import fmean
 import pandas as pd
 import torch
 
+from .cells import told_apart
 from .columns import Columns, column_chart, figure, png, table_of
 from .core import BadFile, write_whole
 from .listen import plain
@@ -27,8 +28,8 @@ def have(package:str) -> str: # '' when it is not installed
     try: return version(package)
     except PackageNotFoundError: return ''
 
-# %% ../nbs/24d_results.ipynb #25c8f76a
-def circumstances(clip, **more) -> dict:
+# %% ../nbs/24d_results.ipynb #1c9112af
+def circumstances(clip, **more) -> dict: # more: facts to add
     "Where and with what a comparison was made"
     dev = torch.device(clip.device)
     return dict(clip=dict(name=clip.name, pretrained=str(clip.pretrained or 'random weights'), digest=clip.digest, precision=clip.precision, device=str(dev)),
@@ -82,7 +83,7 @@ SAID = {'base-to-new': 'H is the harmonic mean of the averaged base and new accu
 
 class Comparison:
     "Rows of single runs, with their table and their circumstances"
-    def __init__(self, rows:list, info:dict): self.rows,self.info = rows,info
+    def __init__(self, rows:list, info:dict): self.rows,self.info = [told_apart(r) if (r.get('train') or {}).get('regulariser') else r for r in rows],info
     def table(self, task:str|None=None) -> Table: return table_of(self.rows, task)
 
     def tables(self) -> dict: # {heading: Table}

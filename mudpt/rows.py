@@ -122,7 +122,8 @@ def parts_of(splits:dict, # {the owner's name of a split: its content}
 # %% ../nbs/27c_rows.ipynb #5845fc7c
 def assemble(parts:dict, # {'train': items, 'val': …, 'test': …}; a lone 'train' is split class by class
              names:list, where:str, name:str, template:str|None=None, verify:bool=False,
-             val:float=0.2, test:float=0.3, seed:int=1) -> Task:
+             val:float=0.2, test:float=0.3, # Shares of each class, where no part is given
+             seed:int=1) -> Task:
     "A task from labelled sources"
     if len(names) < 2: raise BadInput(f"{where} has {len(names)} class{'' if len(names) == 1 else 'es'}: a task needs two or more")
     if not any(parts.values()): raise BadInput(f"{where} has no images")

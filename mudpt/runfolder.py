@@ -34,14 +34,14 @@ def folder_name(cell:dict, # method, task, protocol, shots, seed
 # %% ../nbs/22c_runfolder.ipynb #0ead5d68
 SAFE = dict(elsewhere='choose another folder', kept='finished runs are intact, and this one continues from its last complete epoch')
 
-def put(folder, name:str, data) -> None: # Bytes or text
+def put(folder, name:str, data) -> None: # Bytes or text; data: the content
     "Write one file of a run"
     with writing(Path(folder), **SAFE): write_whole(Path(folder)/name, data, sync=True)
 
 # %% ../nbs/22c_runfolder.ipynb #f26a2258
 FORMAT,STATES = 1,('running', 'stopped', 'done', 'error')
 
-def now() -> str: return datetime.now(timezone.utc).isoformat(timespec='seconds')
+def now() -> str: return datetime.now(timezone.utc).isoformat(timespec='seconds') # The time, in UTC
 
 def put_record(folder, record:dict) -> None:
     "Write run.json"
@@ -74,10 +74,10 @@ def clip_facts(clip) -> dict:
     "Which frozen model"
     return dict(name=clip.name, pretrained=str(clip.pretrained or ''), digest=clip.digest, precision=clip.precision, device=str(clip.device))
 
-def here() -> dict: return dict(host=socket.gethostname(), pid=os.getpid())
+def here() -> dict: return dict(host=socket.gethostname(), pid=os.getpid()) # This machine and process
 
 # %% ../nbs/22c_runfolder.ipynb #d319ec70
-def put_events(folder, events:list) -> None: # `Event`s
+def put_events(folder, events:list) -> None: # `Event`s; events: of a training
     "Write all events of a run"
     put(folder, EVENTS, ''.join(json.dumps(dict(kind=e.kind, step=e.step, epoch=e.epoch, data=plain(e.data)), ensure_ascii=False) + '\n' for e in events))
 
@@ -88,7 +88,7 @@ def read_events(folder) -> list: # `Event`s; raises `BadFile`
     except (OSError, ValueError, TypeError) as e: raise BadFile(f"'{file}' is damaged ({e})") from None
 
 # %% ../nbs/22c_runfolder.ipynb #5508715e
-def put_moment(folder, moment:dict) -> None: # Tensors, numbers, text
+def put_moment(folder, moment:dict) -> None: # Tensors, numbers, text; moment: what a continued run needs
     "Write resume.pt"
     inner,outer = io.BytesIO(),io.BytesIO()
     torch.save(moment, inner)

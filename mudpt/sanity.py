@@ -28,16 +28,16 @@ def centre(picture, mask=None): # [H, W]
     y, x = np.mgrid[-1:1:h*1j, -1:1:w*1j]
     return np.exp(-2*(x*x + y*y))
 
-def noise(picture, mask=None):
+def noise(picture, mask=None): # [8, 8]
     "Random numbers, an 8 x 8 grid; the same for the same picture"
     return np.random.default_rng(int(digest(picture.tobytes()), 16)).random((8, 8))
 
-def edges(picture, mask=None):
+def edges(picture, mask=None): # [H, W]
     "How fast the brightness changes"
     v = np.asarray(picture.convert('L').filter(ImageFilter.GaussianBlur(1)), float)
     return np.hypot(*np.gradient(v))
 
-def truth(picture, mask=None):
+def truth(picture, mask=None): # [H, W]
     "The outline of the object, filled"
     if mask is None: raise BadInput("the control 'truth' needs to know where the object is: take an emoji scene")
     return mask.astype(float)
@@ -62,7 +62,7 @@ def all_maps(method, image, names, name, by=None, # Which; all that this method 
             if method.clip.image.slots or 'pixels' in attributions[b][2]: yield b, attribute(method, image, names, name, b, on=home(method, b), **how)
         else: raise unknown('map', b, known)
 
-def home(method, by): # Squares need a tower with patches; slopes are finest on pixels
+def home(method, by): # Squares need a tower with patches; slopes are finest on pixels; where a map of that kind lies: 'patches' or 'pixels'
     can = attributions[by][2]
     return 'patches' if method.clip.image.slots and (by in ('occlusion', 'shapley') or can == ('patches',)) else 'pixels'
 
@@ -120,7 +120,7 @@ class Sanity:
     alike: list # Rank correlation with the map of the whole model
     method: str = ''
     name: str = ''
-    threshold: float = THRESHOLD
+    threshold: float = THRESHOLD # More than that is too alike
 
     @property
     def last(self)->float: return self.alike[-1]

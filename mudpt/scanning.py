@@ -45,7 +45,7 @@ def content(source): # Bytes, or None for a picture that is not in a file
     if isinstance(x, (bytes, bytearray, memoryview)): return bytes(x)
     return content(x) if isinstance(x, str) else None
 
-def why_not(e:Exception, data) -> tuple[str, str]: # kind, reason
+def why_not(e:Exception, data) -> tuple[str, str]: # kind, reason; e: what was raised; data: bytes, if there were any
     "What keeps an image from being read"
     if isinstance(e, FileNotFoundError): return 'missing', 'there is no such file'
     if data is not None and not data: return 'empty', 'the file is empty'
@@ -114,7 +114,7 @@ def scan(items:Iterable, # (source, label, part): numbers for label and part
 # %% ../nbs/27f_scan.ipynb #f88d5391
 def groups(keys:np.ndarray, # [N] digests
            ok:np.ndarray # [N] which count
-          ) -> list[np.ndarray]: # Positions of equal ones, two or more
+          ) -> list[np.ndarray]: # Positions of equal ones [2 or more]
     "Positions that share a digest"
     at = np.flatnonzero(ok)
     at = at[np.argsort(keys[at], kind='stable')]

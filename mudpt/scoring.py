@@ -50,12 +50,12 @@ def mark_all(method, items, names, by=None, # Maps; None: all that the method ca
     return out
 
 # %% ../nbs/34_scoring.ipynb #98ea485b
-def cell_of(method, items, names, by, options)->str: # 16 hex digits
+def cell_of(method, items, names, by, options)->str: # 16 hex digits; options: of the marks
     "The name under which a method's marks are kept"
     what = dict(prompts=digest(tensors_of(method)), made=repr(method), clip=method.clip.digest, names=list(names), items=[repr(i) for i in items], by=by and list(by), **options)
     return digest(json.dumps(what, sort_keys=True, default=str))
 
-def fetch_marks(method, items, names, by, out, options)->dict:
+def fetch_marks(method, items, names, by, out, options)->dict: # options: of the marks
     "From the cell's file, or by looking"
     file = Path(out)/'cells'/f'{cell_of(method, items, names, by, options)}.json' if out else None
     if file and file.exists(): return json.loads(file.read_text())
@@ -93,7 +93,7 @@ def pooled(seeds:list # One {mark: [per picture]} for each seed
         row |= {k: v.mean() if len(v) else np.nan, f'{k}_sd': v.std() if len(v) else np.nan, f'{k}_seeds': np.std(means) if means else np.nan}
     return row | dict(sanity=verdict(row['alike']))
 
-def verdict(alike)->str: # Of a rank correlation with the ruined model's map
+def verdict(alike)->str: # Of a rank correlation with the ruined model's map; alike: -1 to 1
     return 'fails' if alike > THRESHOLD else 'passes' if alike <= THRESHOLD else 'unknown'
 
 def overall(frame): # One row per map

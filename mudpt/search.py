@@ -28,7 +28,7 @@ def suggest(trial, # Of Optuna
     if all(isinstance(v, int) for v in space if v != 'log'): return trial.suggest_int(name, low, high, log='log' in how, **({} if 'log' in how or not how else dict(step=how[0])))
     return trial.suggest_float(name, low, high, log='log' in how, **({} if 'log' in how or not how else dict(step=how[0])))
 
-def sorted_out(method:str, chosen:dict) -> dict: # Arguments of `mudpt.runs.cell`
+def sorted_out(method:str, chosen:dict) -> dict: # Arguments of `mudpt.runs.cell`; chosen: {name: value}
     "Which settings are the method's and which the trainer's"
     known = signature(find_methods([method])[0])
     for k in chosen:
@@ -61,7 +61,8 @@ class Pruner(Loose):
 def attempt(trial, c:dict, # A cell
             clip, task, # The frozen model, the whole task
             measure:str='accuracy', # or 'macro_f1'
-            listeners=()) -> float: # Score on validation images, after the last epoch
+            listeners=() # For the events of the training
+           ) -> float: # Score on validation images, after the last epoch
     "Train one cell; judge it on validation images, and on nothing else"
     sample = task.few_shot(c['shots'], c['seed'])
     part = sample if c['protocol'] == 'few-shot' else sample.base
@@ -170,6 +171,6 @@ Search.__str__,Search.__repr__,Search._repr_html_ = text,text,html
 
 def search(method, task, space:dict, # As in `Search`, with all its options
            n_trials:int=20, # How many there shall be in all, counting those of an earlier call
-           root='runs', listeners=(), **options) -> Search:
+           root='runs', listeners=(), **options) -> Search: # options: as in `Search`
     "Look for good settings, or go on looking"
     return Search(method, task, space, root, **options).run(n_trials, listeners)

@@ -20,7 +20,7 @@ def partners(x, y, labels=None) -> tuple: # Two arrays with as many rows
     if len(x) != len(y): raise BadInput(f"the spaces have {len(x)} and {len(y)} rows: embed the same pictures in the same order")
     return x, y
 
-def centred(x) -> np.ndarray:
+def centred(x) -> np.ndarray: # [N, E]
     "Columns of mean zero, and the whole of length 1"
     if not (n := np.linalg.norm(x := x - x.mean(0))): raise BadInput("all rows are the same point: a shape needs two that differ")
     return x / n

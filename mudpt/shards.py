@@ -101,7 +101,8 @@ def _labelled(path, key:str, kinds:dict, label:str|None, read) -> dict: # label,
 # %% ../nbs/27d_shards.ipynb #dbe17c4e
 class Shards(Store):
     "Where every picture of some shards begins"
-    def __init__(self, paths:list, name:str='shards', label:str|None=None):
+    def __init__(self, paths:list, # Of the tars
+                 name:str='shards', label:str|None=None): # label: what names the class in a sample
         self.paths, self.name, self.names, self.said, at = [str(p) for p in paths], name, [], [], []
         for s, path in enumerate(self.paths):
             with open(path, 'rb') if os.path.isfile(path) else open(os.devnull, 'rb') as f:

@@ -29,7 +29,7 @@ def why_not(m:Prompts)->str: # '' if class vectors can be handed out
     return f"{m.name} works in the image tower, too: its class vectors belong to image features that plain open_clip does not compute; {way}"
 
 @torch.no_grad()
-def agree(m, names, w)->bool: # Class vectors [C, E]
+def agree(m, names, w)->bool: # Class vectors [C, E]; w: class vectors; m: a method
     "Do cosines to these vectors give the method's own logits?"
     size, c, was = m.clip.image_size, m.clip, m.training
     x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(c.device)
@@ -51,10 +51,10 @@ Prompts.to_openclip = to_openclip
 # %% ../nbs/39_share.ipynb #8fd75934
 FILE = 'prompts.safetensors'
 
-def lines(d:dict)->list: # Rows of a table in markdown
+def lines(d:dict)->list: # Rows of a table in markdown; d: {name: value}
     return [f"| {k} | {', '.join(map(str, v)) if isinstance(v, (list, tuple)) else v} |" for k, v in d.items() if v not in (None, '', [], {})]
 
-def numbers(card:dict, runs=None)->str: # Markdown
+def numbers(card:dict, runs=None)->str: # Markdown; card: of the file; runs: a folder, for the reproduction card
     "What is known of how well it works"
     out, seed = [], (card.get('recipe') or {}).get('seed')
     if got := {**(card.get('glance') or {}), **(card.get('metrics') or {})}:
@@ -86,7 +86,7 @@ def readme(card:dict, # What the file says of itself
 # %% ../nbs/39_share.ipynb #4fa1b451
 class NotSent(MudptError, ConnectionError): "Something that could not be put on a hub"
 
-def excuse(e:Exception, repo:str)->MudptError:
+def excuse(e:Exception, repo:str)->MudptError: # e: what the hub's client raised
     "What an error while sending means for the user"
     code, page = getattr(getattr(e, 'response', None), 'status_code', None), f'{endpoint()}/{repo}'
     if code == 401: return NotSent("the hub does not know this token: log in again with `hf auth login` (or set HF_TOKEN)")

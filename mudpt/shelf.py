@@ -27,7 +27,7 @@ class CannotWrite(BadInput): "The disk is full, or the folder is not ours to wri
 
 ELSEWHERE,KEPT = 'choose another place with MUDPT_DATA','what was downloaded is kept'
 
-def no_room(folder:Path, need:int=0, elsewhere:str=ELSEWHERE, kept:str=KEPT) -> CannotWrite: # An error to raise
+def no_room(folder:Path, need:int=0, elsewhere:str=ELSEWHERE, kept:str=KEPT) -> CannotWrite: # An error to raise; need: bytes; elsewhere and kept: sentences to add
     "What to say of a full disk"
     more = f", {need / 1e6:,.0f} MB more are needed" if need else ''
     return CannotWrite(f"the disk of '{folder}' is full ({shutil.disk_usage(above(folder)).free / 1e6:,.0f} MB free{more}): make room, or {elsewhere}; {kept}")

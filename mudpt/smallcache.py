@@ -64,7 +64,7 @@ RECORD = np.dtype([('key', 'S32'), ('at', '<u8'), ('w', '<u4'), ('h', '<u4'), ('
 
 class Album:
     "Pictures as pixels in one file"
-    def __init__(self, folder, shrink:Callable):
+    def __init__(self, folder, shrink:Callable): # shrink: picture -> smaller picture
         note = f'1|{PIL.__version__}|{shrink!r}' # another Pillow may shrink otherwise
         self.shrink, self.folder = shrink, Path(folder) / digest(note)
         self._map, self.records = None, np.zeros(0, RECORD)
@@ -143,7 +143,7 @@ def _room(album:Album, todo:list, sources:dict, say:Callable) -> None:
     say(f"{len(todo):,} pictures are decoded once, about {need / 1e6:,.0f} MB in '{album.folder}'")
 
 def fill(album:Album, sources:dict, # {key: source}
-         workers:int|None, say:Callable, tell:Callable|None) -> None:
+         workers:int|None, say:Callable, tell:Callable|None) -> None: # say: called with sentences
     "Make the pictures that an album lacks"
     album.folder.mkdir(parents=True, exist_ok=True)
     with alone(album.folder, say):

@@ -83,7 +83,7 @@ def _batches(method, items, store, bs, workers): # (x, features, y), one of the 
         return ((None, a, b) for a, b in zip(x.split(bs), y.split(bs)))
     return ((x, None, y) for x, y in loader(items, method.clip.test_transform, bs=bs, workers=workers, keep=0))
 
-def batch_size(method, C:int, bs:int|None=None) -> int:
+def batch_size(method, C:int, bs:int|None=None) -> int: # C: classes; bs: as asked for
     "As asked, or as the recipe tests, with the class vectors of one batch in 128 MB"
     if bs is not None and (not isinstance(bs, int) or bs < 1): raise BadInput(f"bs={bs!r}: give a whole number of pictures, 1 or more")
     n = bs or (method.recipe or {}).get('bs_test', 100)

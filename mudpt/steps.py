@@ -55,7 +55,7 @@ def lr_at(epoch:int, # Counted from 0
 class Fit(torch.optim.LBFGS):
     "L-BFGS to the end: a step is a fit from where the parameters stand, and gives the loss where it stopped"
     def __init__(self, groups, # They share one rate: that of the first
-                 o):
+                 o): # Settled options
         together = groups[0] | dict(params=[p for g in groups for p in g['params']])
         super().__init__([together], lr=o['lr'], max_iter=1000, tolerance_grad=1e-7, tolerance_change=1e-12, history_size=10, line_search_fn='strong_wolfe')
 
@@ -92,7 +92,7 @@ def batch_loss(forward, # x -> `Out`
                context=nullcontext, # Makes the autocast context
                scale=lambda loss: loss, # Applied before the backward pass
               beside=None, # A `mudpt.regularise.Beside`, where something is to be held back
-              ) -> torch.Tensor: # Mean loss of the batch, detached, on its device
+              ) -> torch.Tensor: # Mean loss of the batch [], detached, on its device
     "Forward and backward, piece by piece; gradients are left in the parameters"
     total = 0
     for xs,ys in zip(x.chunk(accum), y.chunk(accum), strict=True):

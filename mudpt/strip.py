@@ -18,7 +18,7 @@ from .ink import as_png, colours, layout, limits
 class Strip:
     "Words with a number each"
     words: list # Labels in reading order
-    values: np.ndarray # One per word
+    values: np.ndarray # One per word [n]
     title: str = ''
     kind: str = '' # What the numbers mean
     method: str = ''

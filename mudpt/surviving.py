@@ -86,7 +86,7 @@ def take_up(self:Keeper) -> None:
     try: self.events = read_events(self.folder)[:s['events']]
     except BadFile as e: warnings.warn(f'{e}: they begin with epoch {self.trainer.epoch}', stacklevel=2)
 
-def prompts(self:Keeper, method, **about) -> None:
+def prompts(self:Keeper, method, **about) -> None: # about: what to remember with them
     "Write prompts.safetensors"
     with writing(self.folder, **SAFE): method.save(self.folder/PROMPTS, **about); to_disk(self.folder/PROMPTS); to_disk(self.folder)
 
@@ -141,7 +141,7 @@ def tidied(folder:Path, record:dict) -> dict:
         if record.get('status') == 'done': (folder/RESUME).unlink(missing_ok=True)
     return record
 
-def begin(folder:Path, cell, key, clip, control) -> Keeper:
+def begin(folder:Path, cell, key, clip, control) -> Keeper: # key: of the cell
     "Sit down to a run, and say who is here"
     was,env = tidied(folder, last_record(folder)),environment('cpu' if clip is None else clip.device)
     about = {} if clip is None else dict(clip=clip_facts(clip))

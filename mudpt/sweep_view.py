@@ -55,7 +55,7 @@ class SweepState:
                     {at[b['i']]: place(b) for b in board}, [(name(b), b['where'].get('host', ''), b['where'].get('pid', ''), epochs(b)) for b in board if b['status'] == 'running'],
                     so_far(board, at), [(name(b), b['error'] or 'no reason is recorded') for b in board if b['status'] == 'error'], s.busy)
 
-def epochs(b) -> str: return '' if b['epoch'] is None else f"epoch {b['epoch']}/{b['epochs']}"
+def epochs(b) -> str: return '' if b['epoch'] is None else f"epoch {b['epoch']}/{b['epochs']}" # b: what is known of a run
 
 def place(b:dict) -> dict:
     "One cell of the grid"
@@ -65,7 +65,7 @@ def place(b:dict) -> dict:
     title = f"{c['method']}, {c['task']}, {c['shots']} shots, seed {c['seed']}: {b['status']}{who}" + ''.join(f', {x}' for x in (score, b['status'] == 'error' and b['error']) if x)
     return dict(i=b['i'], status=b['status'], sign=SIGNS[b['status']], text=text, title=title, done=(b['epoch'] or 0)/(b['epochs'] or 1))
 
-def so_far(board, at) -> list: # (line, {measure: mean over what is done}, how many)
+def so_far(board, at) -> list: # (line, {measure: mean over what is done}, how many); board: {cell: what is known of it}; at: axes
     "The table as it stands: means of what is done"
     out = []
     for line in {r: 0 for r,_ in at.values()}:

@@ -45,7 +45,7 @@ def one_line(rows:list, # Rows of one method
                 whole=dict.fromkeys(measures, len(ok) == len(rows)))
 
 # %% ../nbs/24b_table.ipynb #0d6807b4
-def ordered(xs, key=lambda x: x) -> list: # The same things
+def ordered(xs, key=lambda x: x) -> list: # The same things; xs: values; key: what to sort by
     "Zero-shot first, everything else as it was"
     return sorted(xs, key=lambda x: key(x) != 'ZeroShot')
 

@@ -31,7 +31,7 @@ LABEL = ('label', 'labels', 'class', 'target', 'category', 'name', 'class_name',
 # %% ../nbs/27e_tables.ipynb #a0246d8e
 class Table(Store):
     "A column of a Hugging Face data set"
-    def __init__(self, table, column:str, name:str):
+    def __init__(self, table, column:str, name:str): # table: of the owner's kind; column: that of the pictures
         self.table, self.column, self.name = table.with_format(None).select_columns([column]), column, name
         feature = table.features[column]
         if type(feature).__name__ == 'Image':

@@ -20,7 +20,7 @@ from .table import title
 # %% ../nbs/46b_tabulate.ipynb #58d2f43e
 SETTINGS = ('args', 'shots', 'epochs', 'bs', 'train', 'protocol', 'clip', 'weights', 'precision', 'mudpt')
 
-def once(rows:list, axes:tuple) -> None:
+def once(rows:list, axes:tuple) -> None: # axes: names of columns
     "Raise if a cell holds two runs of one seed"
     seen:dict = {}
     for r in (r for r in rows if r['status'] == 'ok'):
@@ -38,7 +38,7 @@ def failures(rows:list) -> list: # Sentences
     bad = {m: [r for r in rows if r['method'] == m and r['status'] in ('error', 'unreadable')] for m in dict.fromkeys(r['method'] for r in rows)}
     return [f"{m} failed in {len(rs)} of {sum(r['method'] == m for r in rows)} runs: {rs[0]['error'] or rs[0]['status']}{others(rs)}" for m,rs in bad.items() if rs]
 
-def unlike(rows:list, axes:tuple) -> list: # Sentences
+def unlike(rows:list, axes:tuple) -> list: # Sentences; axes: names of columns
     "Settings, splits and images that are not the same in all runs"
     ok,out = [r for r in rows if r['status'] == 'ok'],[]
     for n in SETTINGS:
@@ -52,7 +52,7 @@ def unlike(rows:list, axes:tuple) -> list: # Sentences
         if twice: out.append(f"Not the same images: {len(twice)} of {len({k for k,_ in digests})} {what}s differ between runs, first {', '.join(x for x in twice[0] if x != 'None')}.")
     return out
 
-def told(rows:list, asked, grid:list, unreadable:int) -> list: # Sentences
+def told(rows:list, asked, grid:list, unreadable:int) -> list: # Sentences; asked: an `Asked`; grid: lines of cells; unreadable: how many runs
     "The notes of a table"
     seeds,lost,axes = arranged('seed', (r['seed'] for r in rows)),[r for r in rows if r['status'] not in ('ok', 'error', 'unreadable')],asked.axes
     going = Counter(f"{r['method']} on {r['task']}: {r['status']}" for r in lost)
@@ -89,7 +89,8 @@ AVERAGE = ('average',)
 
 class Asked:
     "What a table asks for: lines, columns, and the cell in each place"
-    def __init__(self, rows:list, down:tuple, across:tuple, shown:tuple, average:bool, sd:str):
+    def __init__(self, rows:list, down:tuple, across:tuple, # Names of columns: of lines, of headings
+                 shown:tuple, average:bool, sd:str): # shown: measures; average: over tasks? sd: 'sample' or 'population'
         self.rows,self.down,self.across,self.shown,self.axes,self.sd = rows,down,across,shown,down + across,sd
         self.tasks = arranged('task', (r['task'] for r in rows))
         self.of = 1 if 'seed' in self.axes else len({r['seed'] for r in rows})
@@ -117,13 +118,13 @@ class Asked:
         return [('', ', '.join(n.split('.')[-1] for n in self.down)), *tops]
 
 # %% ../nbs/46b_tabulate.ipynb #f8ba75f3
-def best_of(asked:Asked, grid:list, digits:int) -> set: # {(line, column)}
+def best_of(asked:Asked, grid:list, digits:int) -> set: # {(line, column)}; grid: lines of cells
     "Where bold print belongs: methods compete along the side on which they stand, other things down a column"
     n,width = len(asked.shown),len(grid[0])
     if 'method' not in asked.across: return {(i, j) for j in range(width) for i in winners([l[j] for l in grid], asked.shown[j % n], digits)}
     return {(i, j + n * k) for i,l in enumerate(grid) for j,m in enumerate(asked.shown) for k in winners(l[j::n], m, digits)}
 
-def record(asked:Asked, grid:list, best:set) -> list: # Of dicts
+def record(asked:Asked, grid:list, best:set) -> list: # Of dicts; grid: lines of cells; best: {(line, column)}
     "Every number with all that is known of it"
     named = lambda names, key: dict(zip(names, key * len(names) if key == AVERAGE else key, strict=True))
     return [{**named(asked.down, l), **named(asked.across, c), 'measure': m, 'mean': x.mean, 'sd': x.sd, 'n': x.n, 'of': x.of, 'state': x.state, 'best': (i, j) in best}

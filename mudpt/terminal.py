@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['GOES_ON', 'Model', 'Pretrained', 'File', 'Recorded', 'Device', 'Precision', 'Debug', 'Set', 'Json', 'Shots',
-           'Regulariser', 'TaskName', 'TaskNames', 'Seeds', 'Epochs', 'Batch', 'Published', 'Out', 'DEMO', 'words',
-           'named', 'numbers', 'settings', 'told', 'called', 'screen', 'say', 'left_over', 'budget', 'checked', 'typed',
-           'tell', 'show', 'the_clip', 'the_class']
+           'Regulariser', 'Regularisers', 'TaskName', 'TaskNames', 'Seeds', 'Epochs', 'Batch', 'Published', 'Out',
+           'DEMO', 'words', 'named', 'numbers', 'held', 'settings', 'told', 'called', 'screen', 'say', 'left_over',
+           'budget', 'checked', 'typed', 'tell', 'show', 'the_clip', 'the_class']
 
-# %% ../nbs/50a_terminal.ipynb #1859f365
-import ast, functools, shlex, sys, warnings
+# %% ../nbs/50a_terminal.ipynb #a8b5b364
+import ast, functools, re, shlex, sys, warnings
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -37,6 +37,12 @@ def numbers(s:str # '1,2,5' or '1-3'
         except ValueError: raise typer.BadParameter(f"'{w}' is not a whole number or a range such as 1-3") from None
     return out
 
+# %% ../nbs/50a_terminal.ipynb #6b3aca81
+def held(text:str) -> dict: # {'regulariser': [...]}, or nothing
+    "Regularisers with commas; those within brackets are of their arguments"
+    found = [w for w in (x.strip() for x in re.split(r',(?![^()]*\))', text)) if w]
+    return dict(regulariser=found) if found else {}
+
 # %% ../nbs/50a_terminal.ipynb #ae7e3b93
 def settings(pairs:list # 'depth=3', or 'MaPLe.depth=3' where several methods are about
             ) -> dict: # {'': {'depth': 3}} or {'MaPLe': {'depth': 3}}
@@ -50,8 +56,8 @@ def settings(pairs:list # 'depth=3', or 'MaPLe.depth=3' where several methods ar
         except (ValueError, SyntaxError): out.setdefault(method, {})[name] = value.strip()
     return out
 
-# %% ../nbs/50a_terminal.ipynb #acbc95de
-def told(command):
+# %% ../nbs/50a_terminal.ipynb #e9315703
+def told(command): # The command, wrapped
     "Wrap a command: foreseen errors become a sentence, Ctrl-C becomes exit code 130"
     @functools.wraps(command)
     def run(*a, **kw):
@@ -71,7 +77,7 @@ def called(command) -> str: # 'few-shot' for few_shot, 'data check' for data_che
     "What a command is called at the terminal"
     return command.__name__.replace('data_', 'data ', 1).replace('_', '-')
 
-def screen():
+def screen(): # A `rich` console
     "A rich console on stdout, in colour where that is a terminal"
     from rich.console import Console
     tty = sys.stdout.isatty()
@@ -81,7 +87,7 @@ def say(text): "To stderr, so that stdout stays clean"; typer.echo(text, err=Tru
 
 GOES_ON = 'compare', 'sweep', 'few-shot', 'base-to-new', 'cross-dataset', 'domain-shift'
 
-def left_over(command, kw) -> str:
+def left_over(command, kw) -> str: # command: as typed; kw: its options
     "What an interrupted command leaves behind"
     if command in GOES_ON: return f"Finished runs are kept in '{kw['out']}': the same command goes on with the rest."
     if command == 'train': return f"The run is kept in '{kw['runs']}': the same command continues it from its last complete epoch."
@@ -100,6 +106,7 @@ Set = Annotated[list[str], Option('--set', help="Method argument, such as 'MaPLe
 Json = Annotated[bool, Option('--json', help='Print JSON')]
 Shots = Annotated[int, Option(help='Training images per class')]
 Regulariser = Annotated[str, Option(help="What holds the prompts near the frozen model: 'KgCoOp', 'PromptSRC(text=10)', several with +; 'none'")]
+Regularisers = Annotated[str, Option(help="What holds the prompts near the frozen model: none, KgCoOp, 'PromptSRC(text=10)'; with commas a competitor each, with + several at once")]
 TaskName = Annotated[str, Option(help="'emoji/<group>', a data set such as 'dtd', a folder with a folder per class, or a .csv/.json listing")]
 TaskNames = Annotated[str, Option(help="With commas: 'emoji/<group>', data sets such as 'dtd', folders, listings")]
 Seeds = Annotated[str, Option(help='With commas, or as 1-3')]
@@ -111,7 +118,7 @@ Out = Annotated[Path, Option(help='Folder for finished runs, tables and the repo
 # %% ../nbs/50a_terminal.ipynb #aec9657a
 DEMO = dict(epochs=5, bs=4) # On the emoji model, unless told otherwise
 
-def budget(model, published, epochs, bs) -> dict: # epochs and bs
+def budget(model, published, epochs, bs) -> dict: # epochs and bs; model: its name; published: use the paper's?
     "What methods get to train with"
     return dict(epochs=epochs, bs=bs) if published or model != 'emoji' else dict(epochs=epochs or DEMO['epochs'], bs=bs or DEMO['bs'])
 
@@ -125,11 +132,12 @@ def typed() -> str:
     "The command as it was typed, to be pasted again"
     return shlex.join(['mudpt', *sys.argv[1:]])
 
-# %% ../nbs/50a_terminal.ipynb #a8945914
-def tell(row, i, n):
+# %% ../nbs/50a_terminal.ipynb #bdbfad8e
+def tell(row, i, n): # I of n
     "One line per finished run"
+    from mudpt.named import full_name
     scores = '  '.join(f'{k} {row[k]:.1f}' for k in ('base', 'new', 'H', 'accuracy') if row.get(k) is not None) or row.get('refused') or ''
-    say(f"{i}/{n}  {row['method']}  {row['task']}  {row['shots']} shots  seed {row['seed']}  " + (f"{scores}  {row['seconds']:.0f} s" if row['status'] == 'ok' else f"failed: {row['error']}"))
+    say(f"{i}/{n}  {full_name(row)}  {row['task']}  {row['shots']} shots  seed {row['seed']}  " + (f"{scores}  {row['seconds']:.0f} s" if row['status'] == 'ok' else f"failed: {row['error']}"))
 
 def show(c, out) -> None:
     "Tables, notes and files of a comparison; exit code 1 if nothing worked"
@@ -139,8 +147,8 @@ def show(c, out) -> None:
     console.print(f'[b]{out}/report.html[/]  table.md  table.csv  results.json', highlight=False)
     if len(c.errors) == len(c.rows): raise typer.Exit(1)
 
-# %% ../nbs/50a_terminal.ipynb #baf0c59b
-def the_clip(model, pretrained=None, file=None, device=None, precision='fp32'):
+# %% ../nbs/50a_terminal.ipynb #6b99f0fb
+def the_clip(model, pretrained=None, file=None, device=None, precision='fp32'): # A `Clip`; model, pretrained, file, precision: as `load_clip` takes them
     "The frozen model that the options speak of; None leaves it to the prompt file"
     if model is None and file is None: return None
     from mudpt.towers import load_clip

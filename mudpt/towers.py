@@ -102,7 +102,7 @@ def preprocess(self:Clip)->dict:
     return vars(open_clip.transform.PreprocessCfg(**{**keep, 'size': self.image_size}))
 
 @property
-def test_transform(self:Clip):
+def test_transform(self:Clip): # a function: picture -> [3, H, H]
     "PIL RGB -> [3, H, H], as in evaluation"
     return open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(**self.preprocess), is_train=False)
 

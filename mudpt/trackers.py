@@ -49,7 +49,7 @@ class WandB(Tracker):
 
 class MLflow(Tracker):
     "MLflow, wherever its tracking URI points"
-    def __init__(self, run_name:str, experiment:str='mudpt', uri:str|None=None, **params):
+    def __init__(self, run_name:str, experiment:str='mudpt', uri:str|None=None, **params): # run_name and experiment: as MLflow shows them; uri: of the server or folder; params: to write down
         self.client = needs('mlflow', 'mlflow').MlflowClient(tracking_uri=uri)
         found = self.client.get_experiment_by_name(experiment)
         self.id = self.client.create_run(found.experiment_id if found else self.client.create_experiment(experiment), run_name=run_name).info.run_id
@@ -59,8 +59,8 @@ class MLflow(Tracker):
     def close(self): self.client.set_terminated(self.id)
 
 # %% ../nbs/47d_trackers.ipynb #f8fa4046
-def tensorboard(cell, root): return TensorBoard(Path(root)/'tensorboard'/title(cell), **cell)
-def wandb(cell, root): return WandB(project='mudpt', name=title(cell), config=cell, dir=str(root))
-def mlflow(cell, root): return MLflow(title(cell), **cell)
+def tensorboard(cell, root): return TensorBoard(Path(root)/'tensorboard'/title(cell), **cell) # A listener; root: folder of the runs
+def wandb(cell, root): return WandB(project='mudpt', name=title(cell), config=cell, dir=str(root)) # A listener; root: folder of the runs
+def mlflow(cell, root): return MLflow(title(cell), **cell) # A listener; root: folder of the runs
 
 known = dict(tensorboard=tensorboard, wandb=wandb, mlflow=mlflow) # By the names that `mudpt sweep --track` takes

@@ -12,12 +12,12 @@ from pathlib import Path
 from .comparing import elder, find_methods, find_task, grid, settle
 from .core import BadInput, MudptError, Unknown
 from .listen import Bar
-from .named import NoTask
+from .named import NoTask, full_name
 from .once import Once, answer
 from .results import Comparison, circumstances, save
 
-# %% ../nbs/28b_transfer.ipynb #dd56fccb
-def found(targets, source) -> list: # (name, `Task` or the error that stands for it)
+# %% ../nbs/28b_transfer.ipynb #32794574
+def found(targets, source) -> list: # (name, `Task` or the error that stands for it); targets: names or tasks
     "The data sets to judge on"
     out = []
     for t in targets:
@@ -29,7 +29,7 @@ def found(targets, source) -> list: # (name, `Task` or the error that stands for
         if names.count(n) > 1: raise BadInput(f"target '{n}' is {'the source' if n == source.name else 'given twice'}: a column needs a name of its own (task.name = ...)")
     return out
 
-def lost(cell, source, name, role, protocol, error) -> dict: # A row
+def lost(cell, source, name, role, protocol, error) -> dict: # A row; error: what was raised
     "The row of a data set that could not be had"
     return cell | dict(task=name, trained_on=source.name, role=role, protocol=protocol, status='error', error=str(error), traceback='')
 
@@ -82,6 +82,7 @@ def transfer(protocol:str, # 'cross-dataset' or 'domain-shift'
              clip=None, # The frozen model; the emoji CLIP if omitted
              epochs:int|None=None, bs:int|None=None, # The same for all trained methods; their published recipes if omitted
              args:dict|None=None, # Constructor arguments by method
+             regulariser=None, # What holds the prompts, as in `compare`
              out=None, # Folder for answers, tables and the report; nothing is written if omitted
              trained=None, # Folder of trained prompts, to be shared by several calls; `out`/trained if omitted
              workers:int|None=None, bar:bool=True, tell=lambda row, i, n: None, command:str='', # As in `compare`
@@ -91,11 +92,11 @@ def transfer(protocol:str, # 'cross-dataset' or 'domain-shift'
     sets,seeds = found(usual(source, protocol) if targets is None else targets, source),list(seeds)
     tasks = [t for _,t in sets if not isinstance(t, Exception)]
     if protocol == 'domain-shift': same_classes(source, tasks)
-    cells,rows = grid(find_methods(methods), [source], seeds, args or {}, shots=shots, epochs=epochs, bs=bs),[]
+    cells,rows = grid(find_methods(methods), [source], seeds, args or {}, regulariser, shots=shots, epochs=epochs, bs=bs),[]
     shared: dict = {}
     elder(out)
     for i,(cell,cls,_) in enumerate(cells):
-        once = Once(cell, cls, clip, source, trained or (out and Path(out)/'trained'), [Bar(f"{i + 1}/{len(cells)} {cell['method']} {source.name} seed {cell['seed']}")] if bar else [], workers)
+        once = Once(cell, cls, clip, source, trained or (out and Path(out)/'trained'), [Bar(f"{i + 1}/{len(cells)} {full_name(cell)} {source.name} seed {cell['seed']}")] if bar else [], workers)
         for name,t in [(source.name, source), *sets]:
             role = 'source' if t is source else 'target'
             rows.append(lost(cell, source, name, role, protocol, t) if isinstance(t, Exception) else answer(once, t, role, protocol, out, shared))

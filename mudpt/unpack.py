@@ -56,7 +56,7 @@ def create(self:_Writer, name:str, dst:Path): # A file to write
         except FileNotFoundError: dst.parent.mkdir(parents=True, exist_ok=True)
         return open(dst, 'xb')
 
-def copy(self:_Writer, e:Entry, src, dst:Path):
+def copy(self:_Writer, e:Entry, src, dst:Path): # src: an open file
     "The bytes of a file"
     before = self.bytes
     with self.create(e.name, dst) as out:

@@ -87,7 +87,7 @@ class Words:
     by:str
     method:str = ''
     how:dict = None # {layer: what it was compared with}
-    note:str = ''
+    note:str = '' # A sentence that must not get lost
 
     def frame(self) -> pd.DataFrame: # layer, slot, words, distance, ratio, beyond
         "One row a slot"
