@@ -20,8 +20,8 @@ from .lab import lab
 from .cli_protocols import base_to_new, cross_dataset, domain_shift, few_shot
 from .cli_runs import card, table
 from .cli_sweep import sweep
-from .terminal import (Batch, Debug, Device, Epochs, File, Json, Model, Out, Precision, Pretrained, Published, Recorded, Regulariser, Seeds, Set, Shots, TaskName, TaskNames, budget,
-    checked, named, numbers, say, screen, settings, show, tell, the_class, the_clip, told, typed, words)
+from .terminal import (Batch, Debug, Device, Epochs, File, Json, Model, Out, Precision, Pretrained, Published, Recorded, Regulariser, Regularisers, Seeds, Set, Shots, TaskName, TaskNames, budget,
+    checked, held, named, numbers, say, screen, settings, show, tell, the_class, the_clip, told, typed, words)
 
 # %% ../nbs/50_cli.ipynb #effe0e24
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode='rich', pretty_exceptions_show_locals=False,
@@ -38,13 +38,13 @@ def use(file: Annotated[list[Path], Option('--use', envvar='MUDPT_USE', help='A 
 @told
 def compare(methods: Annotated[str, Option(help="Names with commas; omitted: the four papers', their baselines' and your own; 'all'")] = '',
             tasks: TaskNames = 'emoji/animals', shots: Shots = 16, seeds: Seeds = '1', epochs: Epochs = None, bs: Batch = None, published: Published = False,
-            protocol: Annotated[str, Option(help='base-to-new or few-shot')] = 'base-to-new', out: Out = Path('mudpt-compare'),
+            protocol: Annotated[str, Option(help='base-to-new or few-shot')] = 'base-to-new', regulariser: Regularisers = '', out: Out = Path('mudpt-compare'),
             set: Set = [], model: Model = 'emoji', pretrained: Pretrained = None, file: File = None, device: Device = None, # noqa: B006
             precision: Precision = 'fp32', debug: Debug = False):
     "Train and judge methods side by side; an interrupted comparison continues where it stopped"
     from mudpt.comparing import compare as run
     show(run(named(methods), words(tasks), shots, numbers(seeds), protocol, args=checked(set), clip=the_clip(model, pretrained, file, device, precision),
-             **budget(model, published, epochs, bs), out=out, tell=tell, command=typed()), out)
+             **held(regulariser), **budget(model, published, epochs, bs), out=out, tell=tell, command=typed()), out)
 
 # %% ../nbs/50_cli.ipynb #e81b4bd4
 for _command in (few_shot, base_to_new, cross_dataset, domain_shift): app.command(_command.__name__.replace('_', '-'))(_command)

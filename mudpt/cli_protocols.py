@@ -22,7 +22,7 @@ Source = Annotated[str, Option(help="What to train on: 'emoji/<group>', a data s
 Targets = Annotated[str, Option(help='What to judge on besides, with commas; omitted: what usually goes with the source')]
 Trained = Annotated[Optional[Path], Option(help='Folder of trained prompts, to be shared by several commands; OUT/trained if omitted')]
 
-def shared(methods, seeds, model, pretrained, file, device, precision, published, epochs, bs, set, out, regulariser) -> dict: # Arguments of a protocol; all as the terminal gives them: methods, seeds, model, pretrained, file, precision, published, epochs, set
+def shared(methods, seeds, model, pretrained, file, device, precision, published, epochs, bs, set, out, regulariser) -> dict: # Arguments of a protocol; all, regulariser too, as the terminal gives them: methods, seeds, model, pretrained, file, precision, published, epochs, set
     "What all four take, from words to values"
     return dict(methods=named(methods), seeds=numbers(seeds), clip=the_clip(model, pretrained, file, device, precision),
                 **budget(model, published, epochs, bs), args=checked(set), **held(regulariser), out=out, tell=tell, command=typed())

@@ -154,7 +154,7 @@ def grid(methods, # Classes
     if extra: raise BadInput(f"arguments for {sorted(extra)[0]}, which is not among the methods compared: {', '.join(c.__name__ for c in methods)}")
     held = [spelled(r) for r in (regulariser if isinstance(regulariser, list) and regulariser else [regulariser])]
     each = dict.fromkeys((c, r if may_be_held(c) else None) for c in methods for r in held)
-    return [(dict(method=c.__name__, args=args.get(c.__name__, {}), task=t.name, seed=s, **shared, **(dict(train=dict(regulariser=r)) if r else {})), c, t) for s in seeds for t in tasks for c,r in each]
+    return [(dict(method=c.__name__, args=args.get(c.__name__, {}), task=t.name, seed=s, **shared, **(dict(train=dict(regulariser=r) if r else {}) if any(held) else {})), c, t) for s in seeds for t in tasks for c,r in each]
 
 def may_be_held(cls) -> bool:
     "Has a method a training that a regulariser can stand beside?"

@@ -20,13 +20,14 @@ def few_shot_curve(methods=None, # Names or classes; 'all'; omitted: the four pa
                    clip=None, # The frozen model; the emoji CLIP if omitted
                    epochs:int|None=None, bs:int|None=None, # The same for all trained methods; their published recipes if omitted
                    args:dict|None=None, # Constructor arguments by method
+                   regulariser=None, # What holds the prompts, as in `compare`
                    out=None, # Folder for finished cells, tables and the report
                    workers:int|None=None, bar:bool=True, tell=lambda row, i, n: None, command:str='', # As in `compare`
                   ) -> Comparison:
     "Accuracy on all classes over the number of training images, as in CoOp (Zhou et al. 2022, arXiv 2109.01134)"
     clip = settle(clip, methods=methods, tasks=tasks, seeds=seeds, shots=shots)
     methods,tasks,shots,seeds,t0 = find_methods(methods),[find_task(t) for t in tasks],sorted(set(shots)),list(seeds),time.time()
-    cells = [c for s in seeds for k in shots for c in grid(methods, tasks, [s], args or {}, shots=k, protocol='few-shot', epochs=epochs, bs=bs)]
+    cells = [c for s in seeds for k in shots for c in grid(methods, tasks, [s], args or {}, regulariser, shots=k, protocol='few-shot', epochs=epochs, bs=bs)]
     rows = rows_of(cells, clip, out, workers, bar, tell)
     return kept(Comparison(rows, circumstances(clip, command=command, seconds=time.time() - t0, shots=shots, seeds=seeds, protocol='few-shot', epochs=epochs, bs=bs,
                                                notes=emoji_notes(clip, tasks))), out)
@@ -36,7 +37,7 @@ def base_to_new(methods=None, # Names or classes; 'all'; omitted: the four paper
                 tasks=('emoji/animals',), # Tasks, names or paths
                 shots:int=16, # Training images per class
                 seeds=(1, 2, 3), # One training per seed
-                **how # As in `compare`: clip, epochs, bs, args, out, workers, bar, tell, command
+                **how # As in `compare`: clip, epochs, bs, args, regulariser, out, workers, bar, tell, command
                ) -> Comparison:
     "Train on half of the classes, judge on both, as in CoCoOp (Zhou et al. 2022, arXiv 2203.05557)"
     return compare(methods, tasks, shots, seeds, 'base-to-new', **how)
@@ -47,7 +48,7 @@ def cross_dataset(methods=None, # Names or classes; 'all'; omitted: the four pap
                   targets=None, # What to judge on, besides the source; the other groups of emoji if omitted
                   shots:int=16, # Training images per class
                   seeds=(1, 2, 3), # One training per seed
-                  **how # clip, epochs, bs, args, out, trained, workers, bar, tell, command: see `transfer`
+                  **how # clip, epochs, bs, args, regulariser, out, trained, workers, bar, tell, command: see `transfer`
                  ) -> Comparison:
     "Train on one data set, judge on others among their own names, as in CoCoOp (Zhou et al. 2022, arXiv 2203.05557)"
     return transfer('cross-dataset', methods, source, targets, shots, seeds, **how)
@@ -58,7 +59,7 @@ def domain_shift(methods=None, # Names or classes; 'all'; omitted: the four pape
                  targets=None, # The same classes otherwise; the other artists' emoji if omitted
                  shots:int=16, # Training images per class
                  seeds=(1, 2, 3), # One training per seed
-                 **how # clip, epochs, bs, args, out, trained, workers, bar, tell, command: see `transfer`
+                 **how # clip, epochs, bs, args, regulariser, out, trained, workers, bar, tell, command: see `transfer`
                 ) -> Comparison:
     "Train on one data set, judge on other versions of the same classes, as in CoOp (Zhou et al. 2022, arXiv 2109.01134)"
     return transfer('domain-shift', methods, source, targets, shots, seeds, **how)

@@ -83,7 +83,8 @@ SAID = {'base-to-new': 'H is the harmonic mean of the averaged base and new accu
 
 class Comparison:
     "Rows of single runs, with their table and their circumstances"
-    def __init__(self, rows:list, info:dict): self.rows,self.info = [told_apart(r) if (r.get('train') or {}).get('regulariser') else r for r in rows],info
+    def __init__(self, rows:list, info:dict): # info: facts about all of them
+        self.rows,self.info = [told_apart(r) if (r.get('train') or {}).get('regulariser') else r for r in rows],info
     def table(self, task:str|None=None) -> Table: return table_of(self.rows, task)
 
     def tables(self) -> dict: # {heading: Table}

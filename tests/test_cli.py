@@ -308,3 +308,21 @@ def test_ctrl_c_in_a_protocol_says_how_to_go_on(folders, monkeypatch):
     kept = [f.stat().st_mtime_ns for f in (folders / "res/trained").iterdir()]
     assert len(kept) == 1 and call(*args).exit_code == 0
     assert kept[0] in [f.stat().st_mtime_ns for f in (folders / "res/trained").iterdir()]
+
+
+def test_regularisers_in_comparisons(folders):
+    common = "--methods", "ZeroShot,CoOp", "--epochs", 1, "--shots", 1, "--regulariser", "none,KgCoOp"
+    for args in (
+        ("compare", "--tasks", "twitter"),
+        ("few-shot", "--tasks", "twitter"),
+        ("base-to-new", "--tasks", "twitter"),
+        ("cross-dataset", "--source", "twitter", "--targets", "fruit"),
+        ("domain-shift", "--source", "twitter", "--targets", "google"),
+    ):
+        r = call(*args, *common, "--out", args[0])
+        assert r.exit_code == 0 and "failed" not in r.output, r.output
+        table = (folders / args[0] / "table.md").read_text()
+        assert [l.split("|")[1].strip() for l in table.split("\n") if l.startswith("| ")][2:5] == ["ZeroShot", "CoOp", "CoOp + KgCoOp"]
+        assert "CoOp + KgCoOp  twitter" in r.stderr
+    r = call("compare", *common[:-1], "KgCop", "--tasks", "twitter")
+    assert r.exit_code == 2 and "did you mean 'KgCoOp'" in r.output
