@@ -176,11 +176,11 @@ def signature(node, beside, sentence):
     one_line = node.end_lineno == node.lineno
     later = [n for n in beside if last < n < node.body[0].lineno]  # behind a bracket on a line of its own
     end = beside.get(later[-1] if later else last, "")
-    whole = end if one_line else ""
+    whole = end
     at = arrays(node, typed)
     parameters = []
     for x in args:
-        if x.arg in ("self", "cls") or (x is a.vararg and x.arg == "_"):
+        if x.arg in ("self", "cls") or x.arg.startswith("_"):
             continue
         type_ = ast.unparse(x.annotation) if x.annotation else ""
         says = beside.get(x.lineno, "")
@@ -293,6 +293,8 @@ class Library:
                 s.parameters = signature(body, beside, s.sentence)[0]
             elif any("dataclass" in ast.unparse(d) for d in node.decorator_list):
                 for f in fields:
+                    if f.target.id.startswith("_"):
+                        continue
                     says, type_ = beside.get(f.end_lineno, ""), ast.unparse(f.annotation)
                     says = says or (s.sentence if f"`{f.target.id}`" in s.sentence else "")
                     s.parameters.append(

@@ -40,7 +40,7 @@ def named(things) -> dict: # {name: thing}
         if not is_method(s): by_epoch(s)
     return out
 
-def is_method(s) -> bool: return isinstance(s, Prompts)
+def is_method(s) -> bool: return isinstance(s, Prompts) # s: anything
 
 def example(tell, brake) -> dict: # {name: method or `Track`}
     "Twelve emoji animals, and two short trainings on them: one moves names only, one moves both"
@@ -108,7 +108,7 @@ class AlignFrame:
     box: tuple = ((0, 1), (0, 1))
     linear: bool = True # Do the axes mean something?
     legend: list = field(default_factory=list) # [(words, colour, shape)]
-    selected: np.ndarray|None = None # Pictures, None: nothing is selected
+    selected: np.ndarray|None = None # Pictures [n], None: nothing is selected
     said_selected: str = ''
     hovered: int|None = None
     cards: list = field(default_factory=list) # A page of the gallery, as `about` tells
@@ -305,7 +305,7 @@ def said(self:AlignState) -> dict: # {method: class it answers [N]}
     "The answers of what is shown, at this epoch"
     return {n: self.joint.said(n, self.epoch) for n in self.shown}
 
-def choices(self:AlignState) -> list: return [WRONG, *([CHANGED] if len(self.shown) > 1 else []), *self.names]
+def choices(self:AlignState) -> list: return [WRONG, *([CHANGED] if len(self.shown) > 1 else []), *self.names] # What can be selected by name
 
 def choose(self:AlignState, what:str) -> tuple: # Numbers of pictures
     "Select by name: a class, `WRONG`, or `CHANGED`"

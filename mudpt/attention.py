@@ -69,7 +69,7 @@ def able(t:Look, name=None)->list:
     no = set() if visited else {'prompt', 'received'}
     return [k for k, f in maps.items() if k not in no and (t.grad or not getattr(f, 'grad', False)) and (k != 'cavpt' or (name in t.likely if t.likely and name else t.likely))]
 
-def draw(t:Look, name=None, by='relevance', **kw)->Heat: # layer, head, slot, contrast, as the map takes them
+def draw(t:Look, name=None, by='relevance', **kw)->Heat: # layer, head, slot, contrast, as the map takes them; kw: these
     "A map from a look that is already there: no new forward pass"
     if by not in maps: raise unknown('map', by, maps)
     takes = [k for k in inspect.signature(maps[by]).parameters if k not in ('t', 'name')]

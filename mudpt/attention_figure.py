@@ -13,7 +13,7 @@ from .heat import grey
 from .ink import as_png, colours
 
 # %% ../nbs/42e_attention_figure.ipynb #7c623810
-def picture(ax, p):
+def picture(ax, p): # What matplotlib drew
     "One panel of patches"
     h = p.heat
     ax.imshow(grey(h.picture))

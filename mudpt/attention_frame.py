@@ -93,7 +93,7 @@ def minus(a:Panel, b:Panel)->Panel|None:
     p.limits = limits([v[p.main]], True) if p.main.any() else (-1., 1.)
     return p
 
-def column(state, label, t):
+def column(state, label, t): # A `Column`
     "What there is of one method"
     c = Column(label, f"'{t.says}', p = {t.probabilities.max():.2f}")
     for tower, key, head in ('image', state.token, state.head), ('text', state.word, state.text_head):
@@ -126,15 +126,15 @@ def frame(s:AttentionState)->Frame:
     return Frame(s.title, KINDS[s.kind] + about, {w: said(s, w) for w in ('image', 'text')}, dict(image=asks(s, 'image'), text=asks(s, 'text')), columns,
                  marks_of(s), None if t.mask is None else float(t.mask.mean()), s.trouble)
 
-def said(s, tower):
+def said(s, tower): # Where it is, in words
     layer, head = (s.layer, s.head) if tower == 'image' else (s.text_layer, s.text_head)
     return f'block {layer}' + ('' if tower == 'image' and s.kind in FLAT else ', mean of heads' if head is None else f', head {head}')
 
-def asks(s, tower):
+def asks(s, tower): # The position that asks
     "Who asks, in words"
     return (s.token if tower == 'image' else s.word) or reads(s, tower)
 
-def reads(s, tower):
+def reads(s, tower): # What the output is read from
     "Who asks if nobody was pointed at"
     if tower == 'text': return 'end token'
     V = s.looks[0].clip.image

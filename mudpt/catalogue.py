@@ -41,7 +41,7 @@ def _line(e:DataSet, here:bool) -> str: # HTML
 # %% ../nbs/26_catalogue.ipynb #3fd59d8a
 class Tasks(list):
     "A list of data sets that draws itself as a table"
-    def __init__(self, entries, root:Path): super().__init__(entries); self.root = root
+    def __init__(self, entries, root:Path): super().__init__(entries); self.root = root # entries: `DataSet`s
 
     def here(self, e:DataSet) -> str: # '' if not
         "Where a data set seems to be: a glance, not a check (`where` checks)"

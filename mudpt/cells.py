@@ -41,7 +41,7 @@ def as_row(r) -> dict: # From a run, a run.json, or a row
     d,status = r.seen()
     return dict(status=status, error=d['error']) if status == 'unreadable' else flat(d | dict(status=status))
 
-def tidy(v):
+def tidy(v): # A value as it can stand in a table
     "What a data frame made of nothing and of whole numbers, undone"
     return v if not isinstance(v, float) else None if math.isnan(v) else int(v) if v.is_integer() else v
 
@@ -61,7 +61,7 @@ def in_common(info:dict|None) -> dict:
     facts = flat(dict(clip=info.get('clip'), env=env | dict(open_clip=env.get('open_clip_torch'))))
     return {k: v for k,v in facts.items() if v and k != 'status'}
 
-def opened(path:Path):
+def opened(path:Path): # Rows, or what can be read as such
     "Runs of a folder, or the comparison that was saved in it"
     if (path/'results.json').is_file():
         from mudpt.results import load
@@ -104,7 +104,7 @@ class Cell:
 # %% ../nbs/46a_cells.ipynb #f2620aef
 SPREADS = dict(sample=stdev, population=pstdev)
 
-def cell(rows:list, measure:str, tasks, of:int, sd:str='sample') -> Cell:
+def cell(rows:list, measure:str, tasks, of:int, sd:str='sample') -> Cell: # sd: 'sample' or 'population'
     "Mean and spread over seeds; without a number, the reason"
     xs = per_seed(rows, measure, tasks)
     if not xs: return Cell(of=of, state=state(rows))
@@ -117,12 +117,12 @@ def state(rows:list) -> str: # '' where nothing was run, '–' where a run has n
     return '/'.join(dict.fromkeys(said.get(r['status'], r['status']) for r in rows if r['status'] != 'ok')) or ('–' if rows else '')
 
 # %% ../nbs/46a_cells.ipynb #9e2d2ce2
-def field(row:dict, name:str):
+def field(row:dict, name:str): # A value; '' where there is none
     "A value by its name; dots go deeper"
     for part in name.split('.'): row = row.get(part) if isinstance(row, dict) else None
     return row
 
-def label(name:str, value) -> str:
+def label(name:str, value) -> str: # value: of that column
     "A value as a heading"
     if name == 'shots': return f"{value} shot{'s' * (value != 1)}"
     if isinstance(value, dict): return ', '.join(f'{k}={v}' for k,v in value.items()) or 'defaults'
@@ -143,7 +143,7 @@ def keys(rows:list, names:tuple) -> list: # Tuples of values, in the order of a 
     return [have[k] for k in sorted(have, key=lambda k: [rank[n].index(v) for n,v in zip(names, k, strict=True)])]
 
 # %% ../nbs/46a_cells.ipynb #6245fe76
-def chosen(rows:list, where:dict) -> list:
+def chosen(rows:list, where:dict) -> list: # where: {column: value or values}
     "Rows that agree with all that is asked"
     for n,v in where.items():
         among = list(v) if isinstance(v, (list, tuple, set)) else [v]
@@ -152,12 +152,12 @@ def chosen(rows:list, where:dict) -> list:
         rows = kept
     return rows
 
-def measures(rows:list, value) -> tuple:
+def measures(rows:list, value) -> tuple: # value: as asked for; None: those that the rows have
     "What to show"
     if value is not None: return (value,) if isinstance(value, str) else tuple(value)
     return ('H',) if any(r.get('protocol') == 'base-to-new' for r in rows) else ('accuracy',)
 
-def fits(row:dict, shown:tuple) -> bool:
+def fits(row:dict, shown:tuple) -> bool: # shown: names of measures
     "Could this run have such a number? One of another protocol could not"
     halves = any(m in ('H', 'base', 'new') or m.startswith(('base_', 'new_')) for m in shown)
     return not halves or row.get('protocol') in ('base-to-new', None)

@@ -156,7 +156,7 @@ class Choices(_t.HasTraits):
     def _with(self, f): return replace(f, options=(*f.options, self.regulariser)) if f.name == 'regulariser' and self.regulariser not in (None, *f.options) else f
 
 # %% ../nbs/40b_choices.ipynb #d38964b9
-def value(self:Choices, f:Field):
+def value(self:Choices, f:Field): # As its kind has it
     "What is chosen there"
     return self.args.get(f.label, f.default) if f.name.startswith('args.') else getattr(self, f.name)
 
@@ -176,14 +176,14 @@ def enter(self:Choices, name:str, text) -> bool: # Was it understood?
 Choices.value, Choices.enter = value, enter
 
 # %% ../nbs/40b_choices.ipynb #cde9229e
-def the_clip(self:Choices):
+def the_clip(self:Choices): # A `Clip`
     "The frozen model on the chosen device"
     if self.device not in self._clips:
         from mudpt import emoji
         self._clips[self.device] = moved(self.clip, self.device) if self.clip else emoji.clip(self.device)
     return self._clips[self.device]
 
-def the_task(self:Choices):
+def the_task(self:Choices): # A `Task`
     "The task by its name, looked up once"
     if self.task not in self._tasks: self._tasks[self.task] = find_task(self.task)
     return self._tasks[self.task]

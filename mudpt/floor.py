@@ -18,7 +18,7 @@ def block_ops(d, # Width
               go, # Tokens that go on
               answer=None, # Tokens that only answer
               seen=None # Tokens each of those that go on attends to
-             ) -> float: # Floating-point operations of a forward pass: two per multiplication
+             ) -> float: # Floating-point operations of a forward pass: two per multiplication; the attention and the MLP of one block
     answer = answer or 0
     return 2. * (12 * go * d**2 + 2 * answer * d**2 + 2 * go * (go + answer if seen is None else seen) * d)
 

@@ -78,7 +78,7 @@ def left(run) -> float|None: # Seconds
     epochs = t.o['epochs'] - run.at
     return epochs*len(t.batches)*run.totals['seconds']/t.step + max(0, np.ceil(epochs))*run.ear.costs
 
-def last(run, part): return run.scores[part][-1][1] if run.scores.get(part) else None
+def last(run, part): return run.scores[part][-1][1] if run.scores.get(part) else None # The newest accuracy of a part of a run
 
 def numbers(run, busy) -> list: # Of `Number`
     "The readings of a run"

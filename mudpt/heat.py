@@ -82,7 +82,7 @@ def pixels(self:Heat)->np.ndarray: # [H, W], float
     up = F.interpolate(torch.as_tensor(self.values, dtype=torch.float64)[None, None], (h, w), mode='bilinear', align_corners=False)[0, 0].numpy()
     return np.pad(up, ((0, self.picture.height - h), (0, self.picture.width - w)), mode='edge')
 
-def label(self:Heat, r, c)->str: # Row, column
+def label(self:Heat, r, c)->str: # Row, column; r and c of the cell
     "What a cell is called"
     what = 'pixel' if self.values.shape == tuple(self.covers) else 'patch'
     return f'{what}: row {r}, column {c}'
@@ -147,7 +147,7 @@ def side_by_side(*heats, # `Heat`s, one picture or several
 # %% ../nbs/30_heat.ipynb #7c4821b9
 def grey(im): return im.convert('L').convert('RGB') # So that every colour in a figure is the map's
 
-def middles(h): # x and y of the cells' middles, in the picture's pixels
+def middles(h): # x and y of the cells' middles, in the picture's pixels; x [columns], y [rows]
     (r, c), (height, width) = h.values.shape, h.covers
     return (np.arange(c) + 0.5) * width / c - 0.5, (np.arange(r) + 0.5) * height / r - 0.5
 

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['ImageStream', 'OpaqueImage', 'ViT', 'start', 'put', 'tokens', 'prompts', 'finish', 'encode', 'TimmViT', 'image_tower']
 
-# %% ../nbs/01b_image.ipynb #b512d723
+# %% ../nbs/01b_image.ipynb #795a5f93
 from dataclasses import dataclass
 
 import torch
 
-from .blocks import open_block, step
+from .blocks import Own, open_block, step
 from .core import NoSlots
 
 # %% ../nbs/01b_image.ipynb #a2b607bc
@@ -23,7 +23,9 @@ class ImageStream:
 class OpaqueImage:
     "An image tower that can be called but not opened, such as a ResNet"
     slots, layers, heads, width, grid = False, 0, 0, 0, None
-    def __init__(self, net, what=None): self.net, self.what, self.look = net, what or type(net).__name__, None
+    look = Own() # Called with attention weights while somebody looks
+    def __init__(self, net, what=None): # net: the tower's module; what: to call it in an error
+        self.net, self.what, self.look = net, what or type(net).__name__, None
     def closed(self): return NoSlots(f"{self.what} has no tokens to prompt; use a ViT, or a text-only method: CoOp, CoCoOp")
 
     def encode(self, images, prompts=None, after_ln=False): # [B, 3, H, H] -> [B, E]

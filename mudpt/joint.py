@@ -200,9 +200,9 @@ def bent(self, by, k, tell, brake) -> Map:
     gaps = {key: distance(*p, np.asarray(self.one.labels)) for key, p in zip(keys, parts)}
     return Map(points, [f'{SAYS[by]} {i}' for i in (1, 2)], box(points), False, gaps, f'{SAYS[by]} keeps neighbours: distances between groups, sizes of groups and the length of the gap mean nothing here.{more}')
 
-def distance(x, t, y) -> float: return float(np.linalg.norm(x.mean(0) - t[y].mean(0)))
+def distance(x, t, y) -> float: return float(np.linalg.norm(x.mean(0) - t[y].mean(0))) # The gap between pictures x [N, E] and names t [C, E]
 
-def box(points:dict) -> tuple:
+def box(points:dict) -> tuple: # ((left, right), (bottom, top)) of all
     p = np.vstack([v for xt in points.values() for v in xt]); edge = .07*np.ptp(p, 0).max() or 1.
     return tuple((float(a - edge), float(b + edge)) for a, b in zip(p.min(0), p.max(0)))
 

@@ -31,7 +31,7 @@ def card_of(m:Prompts, **extra)->dict: # `extra` must be JSON: recipe, metrics, 
                 clip=dict(name=c.name, pretrained=c.pretrained, digest=c.digest, **c.sizes), trained_on=m.trained_on,
                 date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'), **extra)
 
-def seal(tensors, card)->str: # Over content and description, so that neither changes unnoticed; tensors: {name: tensor}; card: what is said of them
+def seal(tensors, card)->str: # Over content and description, so that neither changes unnoticed; tensors: {name: tensor}; card: what is said of them; a digest
     return digest(digest(tensors) + json.dumps(card, sort_keys=True))
 
 def save(self:Prompts, path, # A .safetensors file

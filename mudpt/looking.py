@@ -20,7 +20,7 @@ from .prompts import Prompts
 from .towers import trace
 
 # %% ../nbs/30c_looking.ipynb #dcf6a6f6
-def collect(t, paired)->dict: # {('image', block): [1, h, T, T], ('prefix', block): ..., ('text', block): ..., ('cross', half, j): ...}
+def collect(t, paired)->dict: # {('image', block): [1, h, T, T], ('prefix', block): ..., ('text', block): ..., ('cross', half, j): ...}; paired: does each class have vectors of its own?
     "The tensors of the pass that made the logits"
     out = {('image', i): w[-1] for i, w in t.image.items()} | {('prefix', i): w[-1] for i, w in t.prefix.items()}
     out |= {('text', i): w[0] if len(w) == 1 else torch.cat(w, 0 if paired else 2) for i, w in t.text.items()} # chunks of names
@@ -36,7 +36,7 @@ def assemble(own, # One name's positions, looking at prefix and self [h, S, P+S]
 # %% ../nbs/30c_looking.ipynb #13c6f175
 class Look:
     "One forward pass of a method over one picture and some names"
-    def __init__(self, method, picture, mask, cl, out, traced, grad):
+    def __init__(self, method, picture, mask, cl, out, traced, grad): # mask: bool [H, W] or None; traced: what the towers saw; grad: keep the graph?
         self.method, self.clip, self.picture, self.mask, self.cl, self.names, self.grad = method, method.clip, picture, mask, cl, list(cl.names), grad
         self.grid, self.parts = method.clip.image.grid, collect(traced, method.paired)
         self.tokens = {i: x[-1][0].detach() for i, x in traced.tokens.items()} # after each block [T+n, D]
@@ -159,7 +159,7 @@ def positions(self, tower, layer=-1, name=None)->list: # of `Place`
         if ('prefix', i) in self.parts: found = found[:self.end(name, i) + 1]
     return self._places.setdefault(key, found)
 
-def at(self, tower, layer, position, name=None)->int: # A number, a `Place`, or a label such as 'class token', 'prompt 0', 'patch row 2, column 5'
+def at(self, tower, layer, position, name=None)->int: # position: a number, a `Place`, or a label such as 'class token', 'prompt 0', 'patch row 2, column 5'
     "Where a position stands"
     places = self.positions(tower, layer, name)
     label = getattr(position, 'label', position)
@@ -170,11 +170,11 @@ def at(self, tower, layer, position, name=None)->int: # A number, a `Place`, or 
     if not isinstance(label, (int, np.integer)) or not 0 <= label < len(places): raise BadInput(f"position {label!r} does not exist: this block has {len(places)}, 0 to {len(places) - 1}")
     return int(label)
 
-def attends(self, tower, layer, head, position, name=None)->list: # (Place, value); values sum to 1
+def attends(self, tower, layer, head, position, name=None)->list: # (Place, value); values sum to 1; position: as `at` takes it
     "What one position takes from all others: a row"
     return list(zip(self.positions(tower, layer, name), self.weights(tower, layer, head, name)[self.at(tower, layer, position, name)].tolist()))
 
-def attended_by(self, tower, layer, head, position, name=None)->list: # (Place, value)
+def attended_by(self, tower, layer, head, position, name=None)->list: # (Place, value); position: as `at` takes it
     "What all others take from one position: a column"
     return list(zip(self.positions(tower, layer, name), self.weights(tower, layer, head, name)[:, self.at(tower, layer, position, name)].tolist()))
 

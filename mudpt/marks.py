@@ -39,13 +39,13 @@ def grown(mask, by)->np.ndarray: # Bool [H, W]; mask: bool [H, W]
     return (far(H, y)[:, None] + far(W, x)[None]).min(-1) <= by*by
 
 def pointing(heat:Heat, tolerance=0)->float: # 0 to 1; tolerance in pixels
-    "Is the greatest value on the object?"
+    "Is the greatest value on the object? (the pointing game, Zhang et al. 2018, arXiv 1608.00507)"
     v = heat.pixels()
     top = np.isclose(v, v.max(), rtol=0, atol=1e-9 * max(1e-12, np.ptp(v)))
     return float(grown(outline(heat), tolerance)[top].mean())
 
 def inside(heat:Heat)->float: # 0 to 1
-    "Share of what is positive that lies on the object; a map with nothing positive says nothing, and scores as chance"
+    "Share of what is positive that lies on the object (Wang et al. 2020, arXiv 1910.01279); a map with nothing positive says nothing, and scores as chance"
     v, m = np.clip(heat.pixels(), 0, None), outline(heat)
     return float(v[m].sum() / v.sum()) if v.sum() > 0 else chance(heat)
 

@@ -119,7 +119,7 @@ def spread_ratio(image, text, labels) -> float: # 0 upwards
 
 # %% ../nbs/35a_measures.ipynb #7c0a8077
 def recall(image, text, labels, k:int=1, of:str='image') -> float: # 0 to 1; of: what is asked, 'image' or 'text'; k: among so many
-    "Share of pictures whose name is among the k nearest names; of='text': share of names with an own picture among the k nearest pictures"
+    "Share of pictures whose name is among the k nearest names; of='text': share of names with an own picture among the k nearest pictures (R@k as in Radford et al. 2021, arXiv 2103.00020)"
     if of not in ('image', 'text'): raise unknown('cloud', of, ('image', 'text'))
     x, t, y = sound(image, text, labels)
     n = len(t if of == 'image' else x)

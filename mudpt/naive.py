@@ -25,7 +25,7 @@ class NaiveViT(ViT):
     "All tokens to the end, through the model's own blocks"
     def step(self, i, s, replaced=False): s.x = self.net.transformer.resblocks[i](s.x)
 
-def own_towers(m)->bool: # Is there more to the towers than the frozen model's?; m: a method
+def own_towers(m)->bool: # Is there more to the towers than the frozen model's?; m: a method; does the method walk on towers of its own?
     return any(getattr(type(m), k) is not getattr(Prompts, k) for k in ('text_tower', 'image_tower'))
 
 def naive(m): # A method on an open_clip model

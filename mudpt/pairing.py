@@ -23,8 +23,8 @@ from .tabulating import LESS, PERCENT, SETTINGS, once
 # %% ../nbs/46c_pairing.ipynb #07244d71
 def student(t:float, # Statistic
             df:int # Degrees of freedom
-           ) -> float: # Probability of a statistic at least as far from 0
-    "Two-sided p of Student's t, as a finite sum"
+           ) -> float: # Probability of a statistic at least as far from 0; Student 1908
+    "Two-sided p of Student's t (1908), as a finite sum"
     a = math.atan2(abs(t), math.sqrt(df))
     if df % 2:
         term,total = math.cos(a),0.
@@ -46,8 +46,8 @@ def quantile(df:int, level:float=.95) -> float: # level: of the interval
 def flips(d, # Differences
           most:int=16, # Beyond so many, signs are drawn at random
           draws:int=100_000 # So often
-         ) -> float: # Two-sided p
-    "Share of all ways to give signs that bring the sum as far from zero: exact up to `most` differences"
+         ) -> float: # Two-sided p; Fisher 1935, by exchange of signs
+    "Fisher's test by exchange of signs (1935): share of all ways to give signs that bring the sum as far from zero: exact up to `most` differences"
     d = np.asarray(d, float)
     signs = np.array(list(product((1, -1), repeat=len(d)))) if len(d) <= most else np.random.default_rng(0).choice((1, -1), (draws, len(d)))
     far = np.abs(signs @ d) >= abs(d.sum()) - 1e-9 * np.abs(d).sum()

@@ -43,7 +43,7 @@ def image_places(tower, # An open image tower
     return out + [Place('prompt', f"prompt {k}" + (f" for '{says[k]}'" if says else ''), k0 + R*C + k, k=k) for k in range(n)]
 
 # %% ../nbs/30b_places.ipynb #e69c29e4
-def piece(tokenizer, i:int)->tuple: # (text, opens a word?, closes a word?)
+def piece(tokenizer, i:int)->tuple: # (text, opens a word?, closes a word?); tokenizer: of the text tower; i: a token id
     "One token as a person reads it"
     inner = getattr(tokenizer, 'tokenizer', None)
     if hasattr(tokenizer, 'decoder') and hasattr(tokenizer, 'decode'):
@@ -58,7 +58,7 @@ def special_ids(tokenizer)->set:
     inner = getattr(tokenizer, 'tokenizer', None)
     return set(getattr(tokenizer, 'all_special_ids', None) or getattr(inner, 'all_special_ids', None) or [])
 
-def body(tower, row:list)->int: # How many leading positions are start token or words
+def body(tower, row:list)->int: # How many leading positions are start token or words; row: token ids
     "Where a row of token ids ends"
     if tower.pool_type in ('argmax', 'eos'): return tower.pooled_at([row])[0]
     known = special_ids(tower.tokenizer)

@@ -67,7 +67,7 @@ def blank(x, how='mean'): # [B, 3, H, H] -> what stands for "no picture" there
         return gaussian_blur(x, 2*r + 1, r/2)
     raise unknown('baseline of a picture', how, ('mean', 'blur'))
 
-def tiles(clip): # [H, W]: the patch of each pixel; pixels that no patch covers go with the last
+def tiles(clip): # [H, W]: the patch of each pixel; pixels that no patch covers go with the last; numbers of patches
     V, H = clip.image, clip.image_size
     if V.grid is None: raise NoSlots(f"{V.what} has no patches: ask about pixels, or use a ViT")
     (rows, cols), p = V.grid, H//V.grid[0]

@@ -47,7 +47,7 @@ def pca(x, dim, seed, gap=None, **kw): # -> (coordinates, (mean, axes), what the
     m = needs('sklearn.decomposition', 'inside').PCA(dim, random_state=seed, svd_solver='full', **kw).fit(x)
     return m.transform(x), (m.mean_, m.components_), [f'PC {i} ({v:.0%} of the variance)' for i, v in enumerate(m.explained_variance_ratio_, 1)]
 
-def along_gap(x, dim, seed, gap, **kw): # As `pca`
+def along_gap(x, dim, seed, gap, **kw): # As `pca`, x: [N, E]
     "The mean modality gap, then the directions of greatest variance across it"
     if not (n := np.linalg.norm(gap)): raise BadInput("there is no gap to draw along: the means are the same point, use by='pca'")
     g = gap / n
@@ -185,7 +185,7 @@ def slider(self:Projection): # A plotly figure
     fig.layout.annotations = []
     return layout(fig, 'Epochs of one run', sliders=[dict(steps=steps, currentvalue=dict(prefix='epoch '))], height=560)
 
-def few(keys:list, n:int=3) -> list: # First, last, and some between; keys: in order; n: how many
+def few(keys:list, n:int=3) -> list: # First, last, and some between; keys: in order; n: how many; a list of them
     return [keys[i] for i in sorted({round(i*(len(keys) - 1)/max(1, n - 1)) for i in range(n)})]
 
 Projection.figure = lambda self: slider(self) if self.steps and len(self.points) > 1 else self.drawing().figure()

@@ -43,6 +43,7 @@ class Prompts(nn.Module):
     after_ln = False # Layer-0 image prompts enter before `ln_pre`
     paired = False # One context per class
     class_specific = False # Bound to the classes it was trained on
+    grows = 'class' # One more of these, and there may be more trained numbers
     batch_dependent = False # Do an image's logits depend on its batch-mates?
     train_only: tuple = () # Parameters (by prefix) that prediction does not need
     recipe: dict = {} # The paper's training settings
@@ -127,24 +128,24 @@ def text_features(self:Prompts, names): # [G, C, E], unnormalised; pass it on as
 
 Prompts.classes, Prompts.text_features = classes, text_features
 
-# %% ../nbs/02_prompts.ipynb #40c04394
-def apart(m, x, cl, text, image, extra):
+# %% ../nbs/02_prompts.ipynb #6244232f
+def apart(m, x, cl, text, image, extra): # (class features, image features), not yet normalised
     "Nobody reads anybody"
     if image is None: image = m.image_tower.encode(x, m.image(), m.after_ln)
     return m.text_features(cl) if text is None else text, image
 
-def image_first(m, x, cl, text, image, extra):
+def image_first(m, x, cl, text, image, extra): # As `apart`
     "Text prompts are made from the image feature: one set of class features per image"
     if image is None: image = m.image_tower.encode(x, m.image(), m.after_ln)
     return m.text_tower.encode(cl, m.text_from(F.normalize(image.float(), dim=-1))), image
 
-def text_first(m, x, cl, text, image, extra):
+def text_first(m, x, cl, text, image, extra): # As `apart`
     "Image prompts are made from the class features (raw, [C, E]) and the tokens that arrive at a block"
     if text is None: text = m.text_features(cl)
     return text, m.image_tower.encode(x, m.image_from(x, text[0], cl, extra), m.after_ln)
 
-# %% ../nbs/02_prompts.ipynb #b1827cd8
-def lockstep(m, x, cl, text, image, extra):
+# %% ../nbs/02_prompts.ipynb #bb6ad290
+def lockstep(m, x, cl, text, image, extra): # As `apart`
     "Before each block the method may rewrite both towers' prompts from both"
     T, V = m.text_tower, m.image_tower
     s, u = T.start(cl, m.text().get(0)), V.start(x, m.image().get(0), m.after_ln)
@@ -232,13 +233,13 @@ def classifier(self:Prompts, names): # [C, E], normalised
 
 Prompts.predict, Prompts.classifier = predict, classifier
 
-# %% ../nbs/02_prompts.ipynb #37531330
-def check_n(what, n, least=1)->int:
+# %% ../nbs/02_prompts.ipynb #7b81dc71
+def check_n(what, n, least=1)->int: # n; what: the argument, for the error; least: the smallest that makes sense
     "A count of vectors that makes sense"
     if not isinstance(n, int) or n < least: raise BadInput(f"{what} is {n!r}: give a whole number of at least {least}")
     return n
 
-def check_depth(what, depth, paper, tower, least=1)->int: # The depth to use
+def check_depth(what, depth, paper, tower, least=1)->int: # The depth to use; paper: what None means; what and least: as in `check_n`
     "None: the paper's depth, or as many blocks as there are; beyond the tower is an error"
     if not tower.slots: raise tower.closed()
     if depth is None: return min(paper, tower.layers)

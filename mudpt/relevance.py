@@ -35,7 +35,7 @@ def arrive(R, # [positions, sources]
            visit:list, # Positions of visitors, as far as they existed
            n:int, # Visitors from here on
            made=None, # How the new ones were made: attention [n, n] (coupler) or [n, base + extra] (class-aware), or None
-           mix=add):
+           mix=add): # [more positions, more sources]; mix: how own and read are joined
     "New visitors sit down before a block: rows of the own tokens, then of the visitors"
     own = R[base]
     if made is not None and tuple(made.shape) == (n, len(visit)): # coupled with one another: what they held goes on
@@ -75,7 +75,7 @@ def pool_note(tower)->str:
     pooled = getattr(getattr(tower.net, 'trunk', tower.net), 'attn_pool', None) is not None
     return 'this tower pools its tokens by a further attention, which is read here as their mean' if pooled else ''
 
-def made_with(t:Look, tower, shape)->dict: # {block: attention between or from visitors}
+def made_with(t:Look, tower, shape)->dict: # {block: attention between or from visitors}; shape: of the attention [rows, columns]
     "The attention that made visitors, where a method makes them"
     half_ = 'classes' if t.likely else tower
     blocks = sorted(i for i, (_, learned) in t.enters['image'].items() if not learned)
@@ -128,7 +128,7 @@ def sources(t:Look, tower, name=None)->list: # of `Place`
 
 # %% ../nbs/30d_relevance.ipynb #d4435b01
 def as_heat(t:Look, row, # Over sources [base or more]
-            kind, name='', signed=None)->Heat:
+            kind, name='', signed=None)->Heat: # kind: what the numbers mean; signed: does 0 divide for from against?
     "Lay the patches' part of a row onto the picture"
     V = t.clip.image
     (R, C), k = V.grid, V.n_special

@@ -93,7 +93,7 @@ def pooled(seeds:list # One {mark: [per picture]} for each seed
         row |= {k: v.mean() if len(v) else np.nan, f'{k}_sd': v.std() if len(v) else np.nan, f'{k}_seeds': np.std(means) if means else np.nan}
     return row | dict(sanity=verdict(row['alike']))
 
-def verdict(alike)->str: # Of a rank correlation with the ruined model's map; alike: -1 to 1
+def verdict(alike)->str: # Of a rank correlation with the ruined model's map; alike: -1 to 1; in words
     return 'fails' if alike > THRESHOLD else 'passes' if alike <= THRESHOLD else 'unknown'
 
 def overall(frame): # One row per map

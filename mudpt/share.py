@@ -51,7 +51,7 @@ Prompts.to_openclip = to_openclip
 # %% ../nbs/39_share.ipynb #8fd75934
 FILE = 'prompts.safetensors'
 
-def lines(d:dict)->list: # Rows of a table in markdown; d: {name: value}
+def lines(d:dict)->list: # Rows of a table in markdown; d: {name: value}; strings
     return [f"| {k} | {', '.join(map(str, v)) if isinstance(v, (list, tuple)) else v} |" for k, v in d.items() if v not in (None, '', [], {})]
 
 def numbers(card:dict, runs=None)->str: # Markdown; card: of the file; runs: a folder, for the reproduction card

@@ -102,7 +102,7 @@ def html(t:Sheet) -> str:
     return (f"<div class='mudpt-sheet'><style>{STYLE}</style><table>{f'<caption>{escape(t.title)}</caption>' if t.title else ''}<thead>{above}<tr>{head}</tr></thead><tbody>{body}</tbody></table>"
             + ('<ul>' + ''.join(f'<li>{escape(n)}</li>' for n in t.notes) + '</ul>' if t.notes else '') + '</div>')
 
-def page(body:str, title:str='mudpt') -> str:
+def page(body:str, title:str='mudpt') -> str: # A whole HTML page; body: what stands in it
     "A file of its own around some HTML"
     return (f"<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width,initial-scale=1'><title>{escape(title)}</title>"
             f"<style>:root{{color-scheme:light dark}}body{{font:15px/1.5 system-ui,sans-serif;margin:32px auto;max-width:1080px;padding:0 20px}}</style><body>{body}</body></html>\n")

@@ -38,7 +38,8 @@ def _first(ds, *attributes):
 
 class Things(Store):
     "A data set that gives (picture, label)"
-    def __init__(self, ds, name:str): self.ds, self.name = ds, name
+    def __init__(self, ds, name:str): # ds: anything with ds[i] -> (picture, label)
+        self.ds, self.name = ds, name
     def get(self, i): return self.ds[i][0]
     def __len__(self): return len(self.ds)
 

@@ -18,7 +18,7 @@ from .listen import clock_time, in_notebook
 from .runs import Run, Runs, cell, line
 
 # %% ../nbs/47_sweep.ipynb #9b8ff55f
-def axis(v) -> list: return v if isinstance(v, list) else list(v) if isinstance(v, range) else [v]
+def axis(v) -> list: return v if isinstance(v, list) else list(v) if isinstance(v, range) else [v] # Values as a list; v: one value, a list or a range
 
 def crossed(options:dict) -> list: # [{name: one value}]
     "All combinations of options; lists vary"
@@ -52,7 +52,7 @@ def read_cells(path) -> list[dict]:
     if not isinstance(found, list) or not found: raise BadFile(f"'{path}' holds no list of cells: write [{{\"method\": \"CoOp\", \"task\": \"emoji/animals\", \"seed\": 1}}, ...]")
     return [as_cell(c, f"'{path}', cell {i}") for i,c in enumerate(found, 1)]
 
-def as_cell(c, where:str='a cell') -> dict:
+def as_cell(c, where:str='a cell') -> dict: # where: what to call it in errors
     "A cell with all that is usual filled in, checked"
     if not isinstance(c, dict) or not {'method', 'task'} <= c.keys(): raise BadInput(f"{where}: a cell needs a method and a task, this is {c!r}")
     c = dict(c)
@@ -178,7 +178,7 @@ def find(self:Sweep) -> dict: # {number of the cell: `Run`}
         if i is not None and i not in self.known and self.fits(d): self.known[i] = r.folder
     return {i: Run(f) for i,f in sorted(self.known.items()) if f.is_dir()}
 
-def called(self:Sweep, task:str) -> str: return task if task in self.job.tasks or not Path(task).exists() or task.startswith('emoji/') else Path(task).resolve().name
+def called(self:Sweep, task:str) -> str: return task if task in self.job.tasks or not Path(task).exists() or task.startswith('emoji/') else Path(task).resolve().name # task: its name or path, as records call it
 
 def fits(self:Sweep, record:dict) -> bool:
     "Was it done with the model of this sweep?"
@@ -221,7 +221,7 @@ def frame(self:Sweep): # A DataFrame
     found = self.find()
     return pd.DataFrame([line(found[i]) if i in found else dict(c, status='waiting') for i,c in enumerate(self.cells)])
 
-def table(self:Sweep, *a, **kw):
+def table(self:Sweep, *a, **kw): # A `Sheet`; a, kw: as `tabulate` takes them
     "A table of what is there, as `mudpt.tabulating.tabulate` makes it"
     from mudpt.tabulating import tabulate
     return tabulate(self.runs, *a, **kw)

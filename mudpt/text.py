@@ -74,7 +74,8 @@ class OpaqueText:
     look = Own() # Called with attention weights while somebody looks
 
     def __init__(self, model, # Has `encode_text`
-                 tokenizer, context_length=77, what='this text tower'):
+                 tokenizer, # Texts -> ids [N, T]
+                 context_length=77, what='this text tower'): # Positions; what to call it in an error
         self.model, self.tokenizer, self.context_length, self.what, self.look = model, tokenizer, context_length, what, None
         self.lead, self.width, self.pool_type = 0, 0, 'last'
 
@@ -98,7 +99,7 @@ class FullText(OpaqueText):
     slots = True
 
     def __init__(self, net, # `open_clip.CLIP` or `open_clip.transformer.TextTransformer`
-                 tokenizer):
+                 tokenizer): # Texts -> ids [N, T]
         self.net, self.tokenizer, self.look, self.chunk = net, tokenizer, None, None
         self.blocks = [open_block(b) for b in net.transformer.resblocks]
         self.layers, self.heads, self.width = len(self.blocks), self.blocks[0].heads, net.token_embedding.embedding_dim
@@ -165,7 +166,7 @@ class TextStream:
     ctx: torch.Tensor | None = None # Vectors of layer 0 [G, n, D]
     paired: bool = False # Context g belongs to class g alone; one context is everyone's until classes part
     kv: list = field(default_factory=list) # The prefix' keys and values, layer by layer
-    mask: torch.Tensor | None = None
+    mask: torch.Tensor | None = None # Additive [T, T]
 
 def _contexts(ctx): # [n, D] or [G, n, D] -> [G, n, D] or None
     return None if ctx is None else ctx[None] if ctx.ndim == 2 else ctx
@@ -211,7 +212,7 @@ def put(self:FullText, s:TextStream, p): # [n, D] or [G, n, D]
     p = p[:, None].expand(*s.x.shape[:2], -1, -1)
     s.x = torch.cat([s.x[:, :, :a], p, s.x[:, :, b:]], 2)
 
-def prompts(self:FullText, s:TextStream): # What the slots hold now [G, C, n, D]
+def prompts(self:FullText, s:TextStream): # What the slots hold now [G, C, n, D]; read off the stream
     return s.x[:, :, s.cl.lead:s.cl.lead + s.cl.n_ctx]
 
 # %% ../nbs/01a_text.ipynb #f77e1a70
@@ -287,7 +288,7 @@ class Packed:
         t = t.flatten(-3, -2)
         return t if self.where is None else t.index_select(-2, self.where)
 
-def packed(cl, lo, hi, alone=False, S=None): # Made once per layout: it asks the device for sizes
+def packed(cl, lo, hi, alone=False, S=None): # Made once per layout: it asks the device for sizes; lo, hi: of the names; alone: without the prefix? S: length of a row; token rows of the names
     key = 'packed', lo, hi, alone, S
     if key not in cl.memo: cl.memo[key] = Packed(cl, lo, hi, alone, S)
     return cl.memo[key]

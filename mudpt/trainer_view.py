@@ -51,7 +51,7 @@ class Entry:
         (self.widget.add_class if wrong else self.widget.remove_class)('mudpt-wrong')
 
 # %% ../nbs/41_trainer_view.ipynb #681bf1d4
-def heading(text): return _w.HTML(f'<h4>{text}</h4>')
+def heading(text): return _w.HTML(f'<h4>{text}</h4>') # text: of a heading
 
 class Side:
     "Method, arguments, data, recipe, device"

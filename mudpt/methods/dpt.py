@@ -115,7 +115,7 @@ def partial_logits(self:DPT, out): # ([B, C], [B, C])
     s = self.clip.scale
     return s * plain @ out.text.T, s * out.image @ self.fixed(out.extra['classes']).T
 
-def class_prompt_loss(self:DPT, out, y):
+def class_prompt_loss(self:DPT, out, y): # A number
     "Cross-entropy of the true class' own prompts, over those images whose likely classes hold it"
     if not out.extra.get('class_logits'): return out.logits.new_zeros(())
     rows = torch.stack(out.extra['class_logits'], 1)  # [B, blocks, K, C]
