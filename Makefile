@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab docs readme prepare hooks clean
+.PHONY: help demo test lab docs outputs readme prepare hooks clean
 
 help:  ## Show this list
 	@echo 'make TARGET [ARGS="..."] [VENV=.venv] [PYTHON=python3.11]'
@@ -20,13 +20,17 @@ test:  ## Lint, check that library and notebooks agree, run every test and every
 	@$(PYTHON) ci/env.py $(VENV) dev
 	@PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 pytest -n 2 --dist loadgroup $(ARGS)
 
-lab:  ## Open the notebooks in JupyterLab
+lab:  ## Open JupyterLab on the first tutorial, with all notebooks beside it
 	@$(PYTHON) ci/env.py $(VENV) dev
-	@PATH="$(abspath $(BIN)):$$PATH" jupyter lab nbs $(ARGS)
+	@PATH="$(abspath $(BIN)):$$PATH" jupyter lab --ServerApp.root_dir=nbs --LabApp.default_url=/lab/tree/tutorials/train_widget.ipynb $(ARGS)
 
 docs:  ## Build the documentation site into _docs (with Quarto if installed, else Sphinx)
 	@$(PYTHON) ci/env.py $(VENV) dev
 	@PATH="$(abspath $(BIN)):$$PATH" python docs/build.py $(ARGS)
+
+outputs:  ## Run the tutorials and store what they show (ARGS="first_prompts" for one)
+	@$(PYTHON) ci/env.py $(VENV) dev
+	@PATH="$(abspath $(BIN)):$$PATH" python docs/outputs.py $(ARGS)
 
 readme:  ## Write README.md from index.ipynb
 	@$(PYTHON) ci/env.py $(VENV) dev

@@ -34,7 +34,7 @@ def named(methods)->dict: # {label: method}
             out[next(l for l in (label, *(f'{label} {k}' for k in range(2, 99))) if l not in out)] = m
     if not out: raise BadInput("an explorer needs at least one method: AttentionExplorer(method)")
     for label, m in out.items():
-        if not isinstance(m, Prompts): raise BadInput(f"'{label}' is a {type(m).__name__}, not a method: for a plain model give ZeroShot(clip); for a trainer, trainer.method once it has one")
+        if not isinstance(m, Prompts): raise BadInput(f"'{label}' is a {type(m).__name__}, not a method: for a plain model give ZeroShot(clip); for a trainer, trainer.method once it has one, or Sequel(trainer, AttentionExplorer)")
     return out
 
 def _ready(): # Two methods for those who came without one

@@ -67,11 +67,11 @@ function render({ model, el }) {
     tip.style.left = Math.max(4, Math.min(x + 16, innerWidth - r.width - 8)) + 'px'; tip.style.top = (y + 16 + r.height > innerHeight ? Math.max(4, y - r.height - 12) : y + 16) + 'px';
   };
   const told = (m, buffers) => (m.thumbs ?? []).forEach((id, n) => {
-    if (!urls.has(id)) urls.set(id, URL.createObjectURL(new Blob([buffers[n]], { type: 'image/jpeg' })));
+    if (!urls.has(id)) urls.set(id, 'data:image/jpeg;base64,' + btoa(String.fromCharCode(...new Uint8Array(buffers[n].buffer, buffers[n].byteOffset, buffers[n].byteLength)))); // some pages take pictures in no other form
     for (const i of [list, tip].flatMap(e => [...e.querySelectorAll(`img[data-id="${id}"]`)])) { i.src = urls.get(id); i.style.visibility = ''; }
   });
   document.addEventListener('mudpt-at', pointed); model.on('msg:custom', told); model.on('change:cards change:pictures', gallery); gallery();
-  return () => { tip.remove(); document.removeEventListener('mudpt-at', pointed); model.off('msg:custom', told); model.off('change:cards change:pictures', gallery); urls.forEach(u => URL.revokeObjectURL(u)); };
+  return () => { tip.remove(); document.removeEventListener('mudpt-at', pointed); model.off('msg:custom', told); model.off('change:cards change:pictures', gallery); };
 }
 export default { render };
 '''

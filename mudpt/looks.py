@@ -9,11 +9,12 @@ __all__ = ['CSS', 'MANNERS', 'INKS', 'status_html', 'numbers_html', 'trouble_htm
 # %% ../nbs/41a_looks.ipynb #94c29cb8
 from html import escape
 
-# %% ../nbs/41a_looks.ipynb #539298d6
+# %% ../nbs/41a_looks.ipynb #a34b68ff
 CSS = '''
-.mudpt { --ink: var(--jp-ui-font-color1, var(--vscode-foreground, #1a1a1a)); --soft: var(--jp-ui-font-color2, var(--vscode-descriptionForeground, #666));
-  --rule: var(--jp-border-color2, var(--vscode-panel-border, #ccc)); --paper: var(--jp-layout-color1, transparent); --tint: var(--jp-layout-color2, rgba(128,128,128,.1));
-  --go: #0072B2; --bad: #D55E00; color: var(--ink); font: 13px/1.45 var(--jp-ui-font-family, system-ui, sans-serif); }
+.mudpt { --ink: var(--jp-ui-font-color1, var(--vscode-editor-foreground, CanvasText)); --soft: var(--jp-ui-font-color2, color-mix(in srgb, var(--ink) 80%, var(--paper)));
+  --rule: var(--jp-border-color2, color-mix(in srgb, var(--ink) 25%, var(--paper))); --paper: var(--jp-layout-color1, var(--vscode-editor-background, Canvas)); --tint: var(--jp-layout-color2, color-mix(in srgb, var(--ink) 6%, var(--paper)));
+  --jp-widgets-color: var(--ink); --jp-widgets-label-color: var(--ink); --jp-widgets-input-color: var(--ink); --jp-widgets-input-background-color: var(--paper); --jp-widgets-input-border-color: var(--jp-border-color1, var(--rule));
+  --go: #0072B2; --bad: #D55E00; color: var(--ink); font: 13px/1.45 var(--jp-ui-font-family, var(--vscode-font-family, system-ui, sans-serif)); }
 .mudpt, .mudpt * { box-sizing: border-box; }
 .mudpt.mudpt-trainer { border: 1px solid var(--rule); border-radius: 8px; background: var(--paper); padding: 0; overflow: hidden; container-type: inline-size; }
 .mudpt .mudpt-head { padding: 10px 14px; border-bottom: 1px solid var(--rule); background: var(--tint); flex-wrap: wrap; align-items: center; gap: 6px 4px; overflow: visible; }
@@ -31,7 +32,8 @@ CSS = '''
 .mudpt select { appearance: none; padding-right: 22px !important; background-image: linear-gradient(45deg, transparent 50%, var(--ink) 50%), linear-gradient(135deg, var(--ink) 50%, transparent 50%) !important;
   background-position: calc(100% - 13px) 50%, calc(100% - 8px) 50% !important; background-size: 5px 5px !important; background-repeat: no-repeat !important; }
 .mudpt button.mudpt-dim { opacity: .42; } .mudpt button.mudpt-dim:hover, .mudpt button.mudpt-dim:focus-visible { opacity: .7; }
-.mudpt button.jupyter-button { border-radius: 5px; }
+.mudpt button.jupyter-button { border-radius: 5px; color: var(--ink); } .mudpt button.jupyter-button:not(.mudpt-go):not(.mod-active) { background-color: var(--tint); }
+.mudpt .jupyter-button.mod-active { box-shadow: inset 0 -3px var(--go); } .mudpt select option { color: var(--ink); background: var(--paper); }
 .mudpt button.jupyter-button:focus-visible, .mudpt input:focus-visible, .mudpt select:focus-visible { outline: 2px solid var(--go) !important; outline-offset: 1px; }
 .mudpt button.mudpt-go:not(.mudpt-dim) { background: var(--go); color: #fff; }
 .mudpt .mudpt-wrong input { border-color: var(--bad) !important; box-shadow: 0 0 0 1px var(--bad); }
@@ -56,22 +58,26 @@ CSS = '''
 .mudpt .js-plotly-plot .zerolinelayer path { stroke: var(--rule) !important; } .mudpt .js-plotly-plot .hoverlayer text { fill: inherit; }
 '''
 
-# %% ../nbs/41a_looks.ipynb #508e8eb2
+# %% ../nbs/41a_looks.ipynb #7912dace
 MANNERS = '''
 function render({ model, el }) {
   el.style.display = 'none';
+  const undo = []; let dead = false;
+  const listen = (to, what, f) => { to.addEventListener(what, f); undo.push(() => to.removeEventListener(what, f)); };
   const settle = (tries = 100) => { // the place may come later than what stands in it
+    if (dead) return;
     const box = el.closest('.mudpt'); if (!box) return tries && setTimeout(settle, 50, tries - 1);
     box.setAttribute('role', 'group'); box.setAttribute('aria-label', model.get('label'));
     box.setAttribute('data-lm-suppress-shortcuts', 'true'); // keys pressed here are not the notebook's
-    box.addEventListener('focusin', e => { e.target.dataset.lmSuppressShortcuts = 'true'; }); // JupyterLab asks the element itself first
+    listen(box, 'focusin', e => { e.target.dataset.lmSuppressShortcuts = 'true'; }); // JupyterLab asks the element itself first
     // A figure is drawn before it has its place; once it is there, and whenever the place changes, it is told to fill it.
     let drawn = (box.querySelector('.js-plotly-plot')?.data ?? []).length > 0, width = 0;
     const fit = () => { if (drawn && box.clientWidth !== width) { width = box.clientWidth; window.dispatchEvent(new Event('resize')); } };
-    document.addEventListener('plotlywidget-after-render', e => { if (box.contains(e.detail.element)) { drawn = true; width = 0; fit(); } });
-    new ResizeObserver(fit).observe(box); fit();
+    listen(document, 'plotlywidget-after-render', e => { if (box.contains(e.detail.element)) { drawn = true; width = 0; fit(); } });
+    const watch = new ResizeObserver(fit); watch.observe(box); undo.push(() => watch.disconnect()); fit();
   };
   settle();
+  return () => { dead = true; undo.forEach(f => f()); };
 }
 export default { render };
 '''

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from datetime import datetime
 
 import labkit
@@ -19,6 +20,7 @@ from mudpt import attention, emoji
 from mudpt.core import BadInput, seed_all
 from mudpt.methods import DCP, DPT, VPT, CoOp, MaPLe, MuDPT, ZeroShot
 from mudpt.prompts import Prompts
+from mudpt.towers import trace
 
 pytest.importorskip("traitlets")
 from mudpt.attention_figure import figure, png  # noqa: E402
@@ -169,6 +171,17 @@ def test_turning_a_knob_is_no_forward_pass(clip, task, passes):
     s.second = ""
     s.second = "DCP"
     assert passes.count("DCP") == 2  # remembered
+
+
+def test_who_looks_sees_nothing_of_a_training_in_another_thread(clip):
+    m, x, names = MaPLe(clip), images(clip, 3), ["owl", "fox"]
+    with trace(m) as t:
+        elsewhere = threading.Thread(target=lambda: m(x, names).logits.sum().backward())
+        elsewhere.start()
+        elsewhere.join()
+        assert not t.image and not t.text and not t.prefix
+        m(x[:1], names)
+    assert {len(w) for ws in t.image.values() for w in ws} == {1}
 
 
 def test_the_class_follows_the_picture_and_choices_stay(state, task):

@@ -1,5 +1,6 @@
 """`mudpt lab`, and the first tutorial in a real JupyterLab in a real browser, used with mouse and keyboard."""
 
+import json
 import re
 
 import labkit
@@ -16,9 +17,22 @@ IT = ".mudpt-trainer"
 def test_the_packaged_tutorials_are_those_of_the_repository():
     packed = lab_module.tutorials()
     assert list(packed)[0] == lab_module.FIRST
+    for f in (ROOT / "mudpt" / "assets" / "lab").glob("*.ipynb"):
+        ours, theirs = (json.loads(p.read_bytes())["cells"] for p in (f, ROOT / "nbs" / "tutorials" / f.name))
+        same = [c["source"] for c in ours] == [c["source"] for c in theirs]
+        assert same and not any(c.get("outputs") for c in ours), f"python docs/outputs.py --pack {f.stem}"
+        assert f.name in packed
+
+
+def test_links_of_the_packaged_tutorials_lead_to_notebooks_beside_them():
+    packed = lab_module.tutorials()
     for name, content in packed.items():
-        source = ROOT / "nbs" / "tutorials" / name
-        assert content == source.read_bytes(), f"cp nbs/tutorials/{name} mudpt/assets/lab/"
+        links = re.findall(r"\]\((?!\w+:|#)([^)\s]+)\)", content.decode())
+        assert set(links) <= set(packed), name
+
+
+def test_make_opens_the_same_tutorial():
+    assert f"/lab/tree/tutorials/{lab_module.FIRST} " in (ROOT / "Makefile").read_text()
 
 
 def test_missing_jupyterlab_is_said_before_anything_is_written(monkeypatch, tmp_path):
@@ -65,10 +79,62 @@ def picture(page, name):
     labkit.picture(page, name, IT)
 
 
+# The keys of a widget are its own: the notebook would move to another cell
+ACTIVE = "() => window.jupyterapp.shell.currentWidget.content.activeCellIndex"
+
+
+def stays(page, key, what):
+    "A key changes `what`, and the notebook stays where it is"
+    active, was = page.evaluate(ACTIVE), page.evaluate(what)
+    page.keyboard.press(key)
+    page.wait_for_function(f"was => ({what})() !== was", arg=was)
+    assert page.evaluate(ACTIVE) == active
+
+
+def see_where_it_looks(page, name):
+    page.get_by_role("button", name=re.compile("See where it looks")).click()
+    page.wait_for_function("() => document.querySelector('.mudpt-attention')?.dataset.whole")
+    it = page.locator(".mudpt-explorer")
+    assert it.locator(".mudpt-panel figcaption b").first.inner_text() == name
+    drawn = "() => document.querySelector(\"[data-panel='image/0/takes'] canvas\").toDataURL()"
+    was = page.evaluate(drawn)
+    it.locator("[data-panel='image/0/takes'] .mudpt-pic").hover()
+    page.wait_for_function(f"was => ({drawn})() !== was", arg=was)
+    assert "takes from" in it.locator("[data-panel='image/0/takes'] figcaption").inner_text()
+    it.get_by_label("Block, Picture").focus()
+    page.mouse.move(5, 5)
+    page.wait_for_function(f"was => ({drawn})() === was", arg=was)
+    stays(page, "ArrowLeft", drawn)
+
+
+def compare(page, names):
+    page.get_by_role("button", name=re.compile("Compare where")).click()
+    page.wait_for_function(
+        "n => document.querySelector('.mudpt-align .mudpt-chip')?.textContent === 'ready' && document.querySelectorAll('.mudpt-align .mudpt-stage canvas:first-child').length === n && +document.querySelector('.mudpt-map').dataset.drawn > 0",
+        arg=len(names),
+    )
+    it = page.locator(".mudpt-align")
+    assert [b.split(":")[0] for b in it.locator(".mudpt-pane b").all_inner_texts()] == names
+    box = it.locator(".mudpt-stage").first
+    box.scroll_into_view_if_needed()
+    at = box.bounding_box()
+    x, y, r = at["x"] + at["width"] / 2, at["y"] + at["height"] / 2, at["width"] / 3
+    page.mouse.move(x - r, y - r)
+    page.mouse.down()
+    for dx, dy in ((r, -r), (r, r), (-r, r), (-r, -r)):
+        page.mouse.move(x + dx, y + dy, steps=4)
+    page.mouse.up()
+    cards = it.locator(".mudpt-card")
+    cards.first.wait_for()
+    page.wait_for_function("() => [...document.querySelectorAll('.mudpt-card img')].every(i => i.naturalWidth > 0)")
+    page.keyboard.press("Escape")  # the keys go where the hand was
+    cards.first.wait_for(state="detached")
+
+
 @pytest.mark.skipif(not CHROMIUM, reason="no chromium")
 def test_the_prompt_trainer_in_jupyterlab(page, lab):
     run_all(page)
-    it = page.locator(".mudpt-trainer")
+    it = page.locator(IT).first
     button = lambda name: it.get_by_role("button", name=re.compile(f"{name}$"))  # an icon stands before the word
     field = lambda name: it.get_by_label(name, exact=True)
     page.wait_for_function("() => document.querySelector('.mudpt-trainer .js-plotly-plot')?.data?.length === 3")
@@ -145,6 +211,13 @@ def test_the_prompt_trainer_in_jupyterlab(page, lab):
     assert it.locator(".mudpt-words tr").count() == 1 + 2  # two prompts, and what they are near to
     picture(page, "4 done")
 
+    # what was trained is looked at and compared, by two presses
+    see_where_it_looks(page, "2 MaPLe")
+    compare(page, ["zero-shot", "1 MuDPT", "2 MaPLe"])
+    it.scroll_into_view_if_needed()
+    field("Method").focus()
+    stays(page, "ArrowUp", "() => document.activeElement.value")
+
     # hide the first run; save the second
     it.get_by_role("checkbox").last.wait_for()
     it.locator(".mudpt-run input[type=checkbox]").first.uncheck()
@@ -176,3 +249,38 @@ def test_the_prompt_trainer_in_jupyterlab(page, lab):
     inside = "() => { const g = document.querySelector('.mudpt-trainer .js-plotly-plot'); return g.getBoundingClientRect().right <= g.closest('.mudpt-main').getBoundingClientRect().right + 1 }"
     page.wait_for_function(inside)
     picture(page, "6 narrow")
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no chromium")
+def test_all_three_in_notebook_7(lab):
+    pytest.importorskip("notebook", minversion="7")
+    with labkit.notebook(lab, lab_module.FIRST, at=labkit.NOTEBOOK7) as page:
+        assert "Notebook" in page.evaluate("() => window.jupyterapp.name")
+        run_all(page)
+        it = page.locator(IT).first
+        field = lambda name: it.get_by_label(name, exact=True)
+        page.wait_for_function("() => document.querySelector('.mudpt-trainer .js-plotly-plot')?.data?.length === 3")
+        for name, value in (("Shots", "1"), ("Epochs", "1")):
+            field(name).fill(value)
+            page.keyboard.press("Tab")
+        field("Method").focus()
+        stays(page, "ArrowUp", "() => document.activeElement.value")
+        field("Method").select_option("CoOp")
+        it.locator(".mudpt-plan svg[aria-label=CoOp]").wait_for()
+        it.get_by_role("button", name=re.compile("Start$")).focus()
+        page.keyboard.press("Enter")
+        status(page, "done")
+        assert points(page) > 1
+        labkit.picture(page, "notebook 7 trainer", IT)
+        see_where_it_looks(page, "1 CoOp")
+        labkit.picture(page, "notebook 7 attention", ".mudpt-explorer")
+        compare(page, ["zero-shot", "1 CoOp"])
+        labkit.picture(page, "notebook 7 alignment", ".mudpt-align")
+        dark(page)
+        for of, what in (
+            (IT, READ[:3]),
+            (".mudpt-explorer", ["h3", ".mudpt-line"]),
+            (".mudpt-align", ["h3", ".mudpt-pane b"]),
+        ):
+            assert labkit.legible(page, of, what)
+        labkit.picture(page, "notebook 7 dark")
