@@ -14,7 +14,12 @@ JSON = "application/vnd.plotly.v1+json"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 SCRIPT = "plotly.min.js"
 PICTURES = Path(__file__).resolve().parent / "pictures"
-AT_WORK = {"PromptTrainer(": "trainer.png", "AlignmentExplorer(": "alignment_explorer.png"}  # made in JupyterLab
+AT_WORK = {  # made in JupyterLab
+    "PromptTrainer(": "trainer.png",
+    "AlignmentExplorer(": "alignment_explorer.png",
+    "Sequel(trainer, AttentionExplorer)": "attention_explorer.png",
+    "Sequel(trainer, AlignmentExplorer)": "alignment_explorer.png",
+}
 WIDE = 1000  # Pixels; more is lost on a page
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = "--no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --disable-background-networking".split()

@@ -17,7 +17,7 @@ from typer import Option
 from .terminal import Debug, say, told
 
 # %% ../nbs/50c_lab.ipynb #5f7629b9
-def linked(content:bytes, there) -> bytes: # A notebook; names of those that lie beside it
+def linked(content:bytes, there) -> bytes: # content: a notebook; there: names of those that lie beside it
     "Links to pages of the documentation become links to notebooks; where there is none, plain words"
     def to(m): return b'[%s](%s.ipynb)' % (m[1], m[2]) if f'{m[2].decode()}.ipynb' in there else m[1]
     return re.sub(rb'\[([^\]\[]+)\]\((?!\w+:)(?:[\w.]+/)*(\w+)\.html(?:#[\w-]*)?\)', to, content)

@@ -109,7 +109,7 @@ def run_html(r) -> str: # Of a row of `Frame.runs`
     return (f'<div class="mudpt-run-text"><span><span class="mudpt-swatch" style="background:{r["colour"]}"></span><b>{escape(r["label"])}</b></span>'
             f'<span>{scores}</span><span class="mudpt-quiet">{escape(r["about"])}</span>{kept}</div>')
 
-def plan_html(f) -> str:
+def plan_html(f) -> str: # The plan of the chosen method, or why there is none
     return f'<div class="mudpt-plan">{f.plan}</div>' if f.plan else said_html(f.plan_trouble)
 
 def said_html(text) -> str: # What is wrong with a field

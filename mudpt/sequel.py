@@ -37,7 +37,7 @@ def material(run): # A `Task`
     return replace(part, names=part.names[:NAMES], train=[], val=[], test=spread(items, PICTURES))
 
 # %% ../nbs/44_sequel.ipynb #816f83a0
-def beside(runs, newest=True) -> dict: # {label: method}
+def beside(runs, newest=True) -> dict: # {label: method}; runs: of a trainer; newest: does the last one come first?
     "The methods of some runs, and zero-shot CLIP"
     from mudpt.methods import ZeroShot
     last, plain = {label(runs[-1]): runs[-1].method}, {'zero-shot': ZeroShot(runs[-1].method.clip)}
