@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['sizes', 'start', 'LPPlusPlus', 'resting', 'begin', 'groups']
 
-# %% ../../nbs/19b_lpplus.ipynb #1f52af30
+# %% ../../nbs/19b_lpplus.ipynb #b10bb34c
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..core import BadInput
-from .probes import Whole, _OnFeatures
+from .probes import Whole, _WithWords
 from ..prompts import frozen
 
 # %% ../../nbs/19b_lpplus.ipynb #52b4ea05
@@ -28,20 +27,13 @@ def start(x, y, t): # -> (w [C, E], alpha)
     own, n = torch.zeros(C, device=x.device).index_add(0, y, (x * t[y]).sum(-1)), y.bincount(minlength=C)
     return w, float(250 * (own / n.clamp(min=1))[n > 0].mean())
 
-# %% ../../nbs/19b_lpplus.ipynb #29ff0a22
-class LPPlusPlus(_OnFeatures):
+# %% ../../nbs/19b_lpplus.ipynb #70ffed3b
+class LPPlusPlus(_WithWords):
     "LP++: a linear probe with a learned weight of the sentence for each class"
+    label = 'LP++'
     source = 'Huang et al. 2024, arXiv 2404.02285'
     recipe = dict(lr=1., epochs=30, bs='all', warmup=0, sched='constant', weight_decay=0.)
-    takes_template = True
-
-    def __init__(self, clip, # A `Clip`; its image tower may be of any kind
-                 template:str='a photo of a {}.' # The data set's sentence, '{}' for the name
-                ):
-        super().__init__(clip)
-        if '{}' not in template: raise BadInput(f"template '{template}' has no '{{}}' for the class name")
-        self.template = self.words = template
-        self.weight, self.alpha, self.turns, self.steps = None, None, None, (1., 1.)
+    turns, steps = None, (1., 1.)
 
     def bind(self, names):
         super().bind(names)

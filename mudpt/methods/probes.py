@@ -17,6 +17,7 @@ from ..batches import Augment
 from ..cache import features
 from ..core import BadInput
 from ..prompts import Out, Prompts, frozen
+from ..text import check_template
 
 # %% ../../nbs/19_features.ipynb #b63e12dc
 class Best(nn.Module):
@@ -134,6 +135,7 @@ def ask(seen:dict, # {log10 of C: accuracy}
 # %% ../../nbs/19_features.ipynb #340d99c1
 class LinearProbe(_OnFeatures):
     "Logistic regression on image features, its strength chosen on validation images"
+    label = 'linear probe'
     source = 'Radford et al. 2021, arXiv 2103.00020'
     recipe = dict(lr=1., epochs=15, bs='all', warmup=0, opt='lbfgs', sched='constant', weight_decay=0.)
 
@@ -185,6 +187,17 @@ def read(self:LinearProbe, x, t): return F.linear(x, self.weight, self.bias)
 
 for f in (strength, loss, settle, text_features, read): setattr(LinearProbe, f.__name__, f)
 
+# %% ../../nbs/19_features.ipynb #8741e9b3
+class _WithWords(_OnFeatures):
+    "A classifier on features that reads the class sentences, too"
+    takes_template = True
+
+    def __init__(self, clip, # A `Clip`; its image tower may be of any kind
+                 template:str='a photo of a {}.' # The data set's sentence, '{}' for the name
+                ):
+        super().__init__(clip)
+        self.template = self.words = check_template(template)
+
 # %% ../../nbs/19_features.ipynb #33287883
 class Halves:
     "Batches half of images and half of texts, `steps` to a pass; in each half everything comes once before anything comes twice"
@@ -200,20 +213,12 @@ class Halves:
         for at in zip(*rows, strict=True):
             yield tuple(torch.cat([part[k][i.to(part[k].device)] for part, i in zip(self.parts, at, strict=True)]) for k in (0, 1))
 
-# %% ../../nbs/19_features.ipynb #6c224640
-class CrossModalProbe(_OnFeatures):
+# %% ../../nbs/19_features.ipynb #e812c275
+class CrossModalProbe(_WithWords):
     "A linear classifier to which the class sentences are training samples, too"
+    label = 'cross-modal probe'
     source = 'Lin et al. 2023, arXiv 2301.06267'
     recipe = dict(lr=.001, epochs=128, bs=8, warmup=1, opt='adamw', weight_decay=.01)
-    takes_template = True
-
-    def __init__(self, clip, # A `Clip`; its image tower may be of any kind
-                 template:str='a photo of a {}.' # The data set's sentence, '{}' for the name
-                ):
-        super().__init__(clip)
-        if '{}' not in template: raise BadInput(f"template '{template}' has no '{{}}' for the class name")
-        self.template = self.words = template
-        self.weight = None
 
     def bind(self, names):
         super().bind(names)

@@ -11,14 +11,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..core import BadInput
-from .probes import _OnFeatures
+from .probes import _WithWords
 from ..prompts import check_n, frozen
+from ..train import Stored
 
-# %% ../../nbs/19a_tip.ipynb #03fa5315
-class TipAdapter(_OnFeatures):
+# %% ../../nbs/19a_tip.ipynb #e3a2e4ae
+class TipAdapter(_WithWords):
     "Zero-shot CLIP, and the votes of the training images that look alike"
+    label = 'Tip-Adapter'
     source = 'Zhang et al. 2022, arXiv 2111.03930'
-    recipe, takes_template = dict(epochs=0), True
+    recipe = dict(epochs=0)
 
     def __init__(self, clip, # A `Clip`; its image tower may be of any kind
                  alpha:float|None=None, # Weight of the votes; None: chosen on the validation images, 1.17 where there are none
@@ -26,12 +28,10 @@ class TipAdapter(_OnFeatures):
                  views:int=10, # Random crops of each training image that its key is the mean of
                  template:str='a photo of a {}.' # The data set's sentence, '{}' for the name
                 ):
-        super().__init__(clip)
+        super().__init__(clip, template)
         for k, v in dict(alpha=alpha, beta=beta).items():
             if v is not None and not v >= 0: raise BadInput(f"{k} is {v!r}: give a number of at least 0, or None to choose it on validation images")
-        if '{}' not in template: raise BadInput(f"template '{template}' has no '{{}}' for the class name")
-        self.alpha, self.beta, self.views, self.template = alpha, beta, check_n('views', views), template
-        self.words = template
+        self.alpha, self.beta, self.views = alpha, beta, check_n('views', views)
         self.register_buffer('mix', torch.zeros(2)) # alpha, beta
         self.at_first()
 
@@ -99,16 +99,15 @@ def _load_from_state_dict(self:TipAdapter, state, prefix, *args):
 
 TipAdapter._load_from_state_dict = _load_from_state_dict
 
-# %% ../../nbs/19a_tip.ipynb #bbb867e9
+# %% ../../nbs/19a_tip.ipynb #c2747219
 class TipAdapterF(TipAdapter):
     "Tip-Adapter whose keys are trained"
-    recipe = dict(lr=.001, epochs=20, bs=256, warmup=0, opt='adamw', weight_decay=.01)
+    label, grows = 'Tip-Adapter-F', 'training image'
+    recipe = dict(lr=.001, epochs=20, bs=256, warmup=0, opt='adamw', weight_decay=.01, eps=1e-4)
 
     def stock(self, keys, labels):
         self.keys = nn.Parameter(keys.to(self.clip.device))
         self.register_buffer('labels', labels.to(self.clip.device))
-
-    def groups(self, lr, warmup): return [dict(params=[self.keys], lr=lr, warmup=warmup, eps=1e-4)]
 
     def begin(self, task, o):
         super().begin(task, o)
@@ -119,14 +118,12 @@ class TipAdapterF(TipAdapter):
         super().settle()
         if self.epoch + 1 >= self.epochs: self.weigh()
 
-# %% ../../nbs/19a_tip.ipynb #30ece62c
-class Crops:
+# %% ../../nbs/19a_tip.ipynb #4371eebf
+class Crops(Stored):
     "Batches of features, of another random crop in each epoch"
     def __init__(self, method, items, o):
-        self.method, self.items, self.bs, self.seed, self.augment, self.epoch = method, items, o['bs'], o['seed'], o['augment'], 0
-    def __len__(self): return max(1, len(self.items)//self.bs)
-    def set_epoch(self, epoch): self.epoch = epoch
+        super().__init__(None, [y for _, y in items], o['bs'], o['seed'])
+        self.method, self.items, self.augment = method, items, o['augment']
     def __iter__(self):
-        x, y = self.method.look(self.items, self.epoch if self.augment else None)
-        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(self.seed * 100_003 + self.epoch))
-        for i in order[:len(self) * self.bs].to(y.device).split(self.bs): yield x[i], y[i]
+        self.x, self.y = self.method.look(self.items, self.epoch if self.augment else None)
+        return super().__iter__()
