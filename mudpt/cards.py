@@ -19,7 +19,7 @@ from .published import BY, OVER, behind, canon, differences, figures, not_found
 from .results import TIERS
 from .sets import ENTRIES
 from .sheet import Sheet, html, markdown
-from .table import title
+from .table import known_as, title
 
 # %% ../nbs/46e_cards.ipynb #534f6177
 ASKED = {'base-to-new': ('base', 'new', 'H'), 'few-shot': ('accuracy',), 'cross-dataset': ('accuracy',), 'domain-shift': ('accuracy',)}
@@ -133,7 +133,7 @@ class Card:
     def __repr__(self): return self.markdown()
     def _repr_html_(self): return self.html()
 
-# %% ../nbs/46e_cards.ipynb #08157bba
+# %% ../nbs/46e_cards.ipynb #5d03ba95
 def ours(group:list, on:list, measures:tuple) -> list: # Cells of a line; group: rows that belong together; on: names of the tasks
     "What a group of runs with the same settings gave"
     seeds,r = {x['seed'] for x in group},group[0]
@@ -178,7 +178,7 @@ def card(method:str, # Such as 'MaPLe'; of this kit, or of `figures()`
         if c := circumstances(g): parts.append((f'Circumstances{n}', [c]))
     if not mine and (m := of_kit(method)): parts.append(('The method', [m]))
     if known := differences(method, protocol): parts.append(('Known differences', known))
-    return Card(f"{method} on {ENTRIES[task].name if task in ENTRIES else task}: {protocol}, {shots} images per class", [*parts, *((('To repeat it' if mine else 'To run it') + ('' if len(mine) < 2 else f', {i}'), c) for i,c in enumerate(dict.fromkeys(command(g, method, task, protocol, shots) for g in mine or [[]]), 1))])
+    return Card(f"{known_as(method)} on {ENTRIES[task].name if task in ENTRIES else task}: {protocol}, {shots} images per class", [*parts, *((('To repeat it' if mine else 'To run it') + ('' if len(mine) < 2 else f', {i}'), c) for i,c in enumerate(dict.fromkeys(command(g, method, task, protocol, shots) for g in mine or [[]]), 1))])
 
 def of_kit(method:str) -> str: # '' for a method that mudpt does not have
     "What is known of a method before anything is run"

@@ -17,7 +17,7 @@ import pandas as pd
 from .core import BadInput
 from .named import full_name
 from .sets import ENTRIES
-from .table import harmonic_of
+from .table import harmonic_of, known_as
 
 # %% ../nbs/46a_cells.ipynb #dff34a9f
 def flat(record:dict # What stands in a run.json
@@ -116,7 +116,7 @@ def state(rows:list) -> str: # '' where nothing was run, '–' where a run has n
     said = dict(error='failed', unreadable='unreadable')
     return '/'.join(dict.fromkeys(said.get(r['status'], r['status']) for r in rows if r['status'] != 'ok')) or ('–' if rows else '')
 
-# %% ../nbs/46a_cells.ipynb #9e2d2ce2
+# %% ../nbs/46a_cells.ipynb #ef39b026
 def field(row:dict, name:str): # A value; '' where there is none
     "A value by its name; dots go deeper"
     for part in name.split('.'): row = row.get(part) if isinstance(row, dict) else None
@@ -125,6 +125,7 @@ def field(row:dict, name:str): # A value; '' where there is none
 def label(name:str, value) -> str: # value: of that column
     "A value as a heading"
     if name == 'shots': return f"{value} shot{'s' * (value != 1)}"
+    if name in ('method', 'coupling') and value is not None: return known_as(value)
     if isinstance(value, dict): return ', '.join(f'{k}={v}' for k,v in value.items()) or 'defaults'
     return str(value) if isinstance(value, str) else 'default' if value is None else f"{name.split('.')[-1]} {value}"
 
@@ -142,7 +143,7 @@ def keys(rows:list, names:tuple) -> list: # Tuples of values, in the order of a 
     have = {tuple(repr(field(r, n)) for n in names): tuple(field(r, n) for n in names) for r in rows}
     return [have[k] for k in sorted(have, key=lambda k: [rank[n].index(v) for n,v in zip(names, k, strict=True)])]
 
-# %% ../nbs/46a_cells.ipynb #6245fe76
+# %% ../nbs/46a_cells.ipynb #a76e4fa4
 def chosen(rows:list, where:dict) -> list: # where: {column: value or values}
     "Rows that agree with all that is asked"
     for n,v in where.items():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'IMAGES', 'use', 'compare', 'train', 'judge', 'pictures', 'readable', 'the_names', 'predict', 'arguments',
-           'facts', 'methods', 'version']
+           'counted', 'facts', 'wishes', 'amount', 'methods', 'listed', 'described', 'version']
 
 # %% ../nbs/50_cli.ipynb #950fb721
 import json
@@ -73,12 +73,15 @@ def train(method: Annotated[str, Argument(help='Which method, for example MaPLe'
     from mudpt.runfolder import PROMPTS, SAFE
     from mudpt.shelf import writing
     from mudpt.train import Bar, Log
+    cls = the_class(method, {})
+    method = cls.__name__
     path = out or Path(f'{method}.safetensors')
     if path.suffix != '.safetensors': raise BadInput(f"--out {path}: prompt files end in .safetensors")
     if half not in ('base', 'all'): raise unknown('half', half, ['base', 'all'])
     args = settings(set)
     args = args.get('', {}) | args.get(method, {})
-    cls,source = the_class(method, args),find_task(task)
+    the_class(method, args)
+    source = find_task(task)
     cell = dict(method=method, args=args, task=source.name, seed=seed, shots=shots, epochs=epochs, bs=bs, train={k: v for k,v in dict(lr=lr, regulariser=spelled(regulariser)).items() if v is not None})
     once = Once(cell, cls, the_clip(model, pretrained, file, device, precision), source, runs, [Bar(), *([Log(log)] if log else [])], classes=half)
     row = once.made()[1]
@@ -155,31 +158,62 @@ def arguments(cls) -> list[dict]: # name, default, doc
     beside = lambda n: next((m[1].strip() for m in [re.search(rf'^\s*(?:def __init__\(self, )?{n}\b[^#\n]*#\s*(.+)$', source, re.M)] if m), '')
     return [dict(name=n, default=p.default, doc=beside(n)) for n,p in signature(cls).items()]
 
+def counted(m) -> tuple: # (so many, {what there may be more of: so many more for each})
+    "How many numbers a method trains. Some know only when they know their classes: it is told of two, then of three"
+    m.bind(['cat', 'dog']); two = m.n_trainable
+    m.bind(['cat', 'dog', 'fox']); more = m.n_trainable - two
+    return two - 2*more, {m.grows: more} if more else {}
+
 def facts(cls, clip) -> dict:
     "What is known of a method on a given CLIP"
     from mudpt.core import MudptError
-    try: n = cls(clip).n_trainable
-    except MudptError as e: n = str(e)
-    return dict(method=cls.__name__, trainable=n, order=cls.order, tier=cls.tier, source=cls.source, recipe=cls.recipe, arguments=arguments(cls), doc=cls.__doc__)
+    try: m = cls(clip); n,per = counted(m)
+    except MudptError as e: m,n,per = cls,str(e),{}
+    return dict(method=cls.__name__, label=cls.label, trainable=n, per=per, order=m.order, tier=cls.tier, source=cls.source, recipe=cls.recipe, arguments=arguments(cls), doc=cls.__doc__)
 
-# %% ../nbs/50_cli.ipynb #7e72d06f
+def wishes(names=None) -> list[dict]: # Of all regularisers, or of these
+    "What is known of regularisers"
+    from mudpt.regularise import regularisers
+    return [dict(regulariser=n, method=None, tier=r.tier, source=r.source, arguments=arguments(r), doc=r.__doc__) for n,r in regularisers.items() if names is None or n in names]
+
+def amount(m) -> str: # '512 + 64 per class'
+    "What a method trains, in words"
+    if isinstance(m['trainable'], str): return m['trainable']
+    return ' + '.join([f"{m['trainable']:,}"]*bool(m['trainable'] or not m['per']) + [f'{n:,} per {what}' for what,n in m['per'].items()])
+
+# %% ../nbs/50_cli.ipynb #b30e13e4
 @app.command()
 @told
-def methods(which: Annotated[str, Argument(help='One method, with its arguments; all if omitted')] = '', model: Model = 'emoji', pretrained: Pretrained = None, file: File = None,
+def methods(which: Annotated[str, Argument(help='One method or regulariser, with its arguments; all if omitted')] = '', model: Model = 'emoji', pretrained: Pretrained = None, file: File = None,
             json_: Json = False, debug: Debug = False):
-    "What methods there are, and what they train on a CLIP (its weights are not needed)"
-    from rich.table import Table
+    "What methods and regularisers there are, and what methods train on a CLIP (its weights are not needed)"
     from mudpt.comparing import find_methods
-    clip = the_clip(model, pretrained, file, 'cpu')
-    all = [facts(c, clip) for c in find_methods(words(which) or 'all')]
-    if json_: return typer.echo(json.dumps(all, default=str, ensure_ascii=False))
-    t = Table('method', 'trains', 'order', 'tier', 'source', title=f'on {clip.name}', title_justify='left')
-    for m in all: t.add_row(m['method'], f"{m['trainable']:,}" if isinstance(m['trainable'], int) else m['trainable'], m['order'], m['tier'], m['source'])
+    asked = words(which)
+    held = wishes(asked or None)
+    rest = [w for w in asked if w not in [h['regulariser'] for h in held]]
+    clip = the_clip(model, pretrained, file, 'cpu') if rest or not asked else None
+    all = [facts(c, clip) for c in find_methods(rest or 'all')] if clip else []
+    if json_: return typer.echo(json.dumps(all + held, default=str, ensure_ascii=False))
     console = screen()
-    console.print(t)
-    for m in all:
-        console.print(f"\n[b]{m['method']}[/]  {m['doc']}\n  [dim]recipe: {', '.join(f'{k} {v}' for k,v in m['recipe'].items()) or 'nothing to train'}[/]", highlight=False)
-        for a in m['arguments']: console.print(f"  {a['name']}={a['default']!r}  [dim]{a['doc']}[/]", highlight=False)
+    if all: console.print(listed(['method', 'trains', 'order', 'tier', 'source'], [[m['method'], amount(m), m['order'], m['tier'], m['source']] for m in all], f'on {clip.name}'))
+    if held: console.print(listed(['regulariser', 'adds', 'tier', 'source'], [[h['regulariser'], h['doc'], h['tier'], h['source']] for h in held], 'beside any of them (--regulariser)'))
+    for m in all + held: console.print(described(m), highlight=False)
+
+def listed(head:list, lines:list, title:str): # A `rich.table.Table`
+    "Names that are not broken, and whatever is to be said of them"
+    from rich.table import Table
+    t = Table(title=title, title_justify='left')
+    for i,h in enumerate(head): t.add_column(h, no_wrap=i == 0, justify='right' if h == 'trains' else 'left')
+    for l in lines: t.add_row(*l)
+    return t
+
+def described(m:dict) -> str: # With rich's marks
+    "A method or a regulariser with its recipe and its arguments"
+    name = m['method'] or m['regulariser']
+    also = f" ({m['label']} in tables)" if m.get('label', name) != name else ''
+    out = f"\n[b]{name}[/]{also}  {m['doc']}"
+    if m['method']: out += f"\n  [dim]recipe: {', '.join(f'{k} {v}' for k,v in m['recipe'].items()) or 'nothing to train'}[/]"
+    return out + ''.join(f"\n  {a['name']}={a['default']!r}  [dim]{a['doc']}[/]" for a in m['arguments'])
 
 # %% ../nbs/50_cli.ipynb #18d1a586
 @app.command()

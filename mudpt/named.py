@@ -25,6 +25,8 @@ def find_methods(which=None, # Names or classes; 'all': every one there is; omit
     import mudpt.methods # noqa: F401  (registers them)
     from mudpt.prompts import methods
     if which is None or which == 'all': which = list(methods) if which else usual(methods)
+    called = {c.label: n for n,c in methods.items()}
+    which = [called.get(w, w) if isinstance(w, str) and w not in methods else w for w in which]
     for w in which:
         if isinstance(w, str) and w not in methods: raise unknown('method', w, methods)
     return ordered([methods[w] if isinstance(w, str) else w for w in which], key=lambda c: c.__name__)

@@ -17,7 +17,7 @@ import numpy as np
 from .cells import arranged, as_rows, chosen, label, measures, per_seed
 from .core import BadInput
 from .sheet import Sheet
-from .table import title
+from .table import known_as, title
 from .tabulating import LESS, PERCENT, SETTINGS, once
 
 # %% ../nbs/46c_pairing.ipynb #07244d71
@@ -173,10 +173,11 @@ def warned(parts:list) -> str: # A sentence, or nothing
 def shown(parts, a, b, m, digits, rows, lost): # A `Paired`
     "Differences as a table"
     better = 'less is better' if m in LESS else ''
-    head = [('', 'data set'), ('', 'pairs'), (f'{a} − {b}', 'mean'), (f'{a} − {b}', 'sd'), (f'{a} − {b}', '95 % interval'), (f'{a} − {b}', 'positive'), ('two-sided p', 't'), ('two-sided p', 'permutation'), ('two-sided p', 'Wilcoxon')]
     unit = 'points' if m in PERCENT else 'in units of the number'
     mixed = [f"{n} is {label(n, x)} for {a} and {label(n, y)} for {b}" for n in SETTINGS if n not in ('args', *SAME)
              for x,y in [tuple(next(r.get(n) for r in rows if r['method'] == k) for k in (a, b))] if x != y]
+    a,b = known_as(a),known_as(b)
+    head = [('', 'data set'), ('', 'pairs'), (f'{a} − {b}', 'mean'), (f'{a} − {b}', 'sd'), (f'{a} − {b}', '95 % interval'), (f'{a} − {b}', 'positive'), ('two-sided p', 't'), ('two-sided p', 'permutation'), ('two-sided p', 'Wilcoxon')]
     one = [p.name for p in parts if p.n == 1]
     notes = [f"Differences of {title(m)}, {unit}{f'; {better}' if better else ''}: {a} minus {b} on the same images; sd is that of a sample (n − 1), the interval Student's.", warned(parts),
              one and f"One pair ({', '.join(one)}): nothing can be tested.", len(parts) > 2 and "average: a pair is a seed. data sets: a pair is a data set, averaged over its seeds.",

@@ -47,6 +47,7 @@ class Prompts(nn.Module):
     batch_dependent = False # Do an image's logits depend on its batch-mates?
     train_only: tuple = () # Parameters (by prefix) that prediction does not need
     recipe: dict = {} # The paper's training settings
+    label = '' # What tables call it, where the field has a name that Python does not allow; else the name of the class
     source, tier = '', 'A' # Paper; A: labels only
     takes_template = False # Does its `template` argument mean the task's own sentence?
 
@@ -73,6 +74,7 @@ def _init_subclass(cls, **kw):
         init(self, clip, *a, **k)
         if type(self) is cls: self.to(clip.device)
     cls.__init__ = made
+    cls.label = cls.__dict__.get('label') or cls.__name__ # its own: a variant does not go under the name of what it was made from
     if not cls.__name__.startswith('_'): methods[cls.__name__] = cls
 
 def signature(cls)->dict: # {argument: inspect.Parameter}
@@ -194,7 +196,7 @@ def plan(self:Prompts)->dict:
 
 def _repr_html_(self):
     note = f'{self.n_trainable:,} trained numbers · order: {self.order}' + (' · depends on batch-mates' if self.batch_dependent else '')
-    return draw(self.plan(), self.name, note) + f'<div style="font:12px ui-monospace,monospace;opacity:.75">{escape(repr(self))}</div>'
+    return draw(self.plan(), self.label, note) + f'<div style="font:12px ui-monospace,monospace;opacity:.75">{escape(repr(self))}</div>'
 
 Prompts.enters, Prompts.plan, Prompts._repr_html_ = enters, plan, _repr_html_
 Prompts.__repr__ = lambda self: f"{self.name}({', '.join(f'{k}={v!r}' for k, v in self.args.items())})"

@@ -12,7 +12,7 @@ from statistics import fmean
 from .charts import STYLE, accuracy_chart, groups, loss_chart, price_chart, time_chart
 from .columns import Columns, column_chart, most_shots
 from .listen import clock_time
-from .table import Table
+from .table import Table, known_as
 
 # %% ../nbs/24a_report.ipynb #019ddb01
 def finding(table:Table) -> str: # HTML, one or two sentences
@@ -20,14 +20,14 @@ def finding(table:Table) -> str: # HTML, one or two sentences
     m = table.headline
     ranked = sorted((l for l in table.lines if l[m][0] is not None and l['whole'][m]), key=lambda l: -l[m][0])
     if not ranked: return 'No method finished all its runs.'
-    top,said = ranked[0],lambda l: f"<b>{escape(l['method'])}</b> ({l[m][0]:.1f}{f' ± {l[m][1]:.1f}' if l[m][1] is not None else ''})"
+    top,said = ranked[0],lambda l: f"<b>{escape(known_as(l['method']))}</b> ({l[m][0]:.1f}{f' ± {l[m][1]:.1f}' if l[m][1] is not None else ''})"
     out = f"Highest {m if m in ('H', 'accuracy') else 'average over the targets' if m == 'average' else f'accuracy, {escape(m)}'}: {said(top)}"
     if len(ranked) > 1: out += f"{' and' if round(top[m][0], 1) == round(ranked[1][m][0], 1) else ', followed by'} {said(ranked[1])}"
     zero = next((l for l in ranked if l['method'] == 'ZeroShot'), None)
     if zero and zero is not top: out += f". Zero-shot CLIP stands at {zero[m][0]:.1f}"
     return out + '.'
 
-# %% ../nbs/24a_report.ipynb #222bfd4b
+# %% ../nbs/24a_report.ipynb #772af2b2
 def fact_list(info:dict, rows:list) -> str: # HTML; info: facts about the comparison
     "The circumstances, as a definition list"
     c,m = info['clip'],info['machine']
@@ -39,7 +39,7 @@ def fact_list(info:dict, rows:list) -> str: # HTML; info: facts about the compar
         'versions': escape(', '.join(f'{k} {v}' for k,v in info['versions'].items() if v)), 'when': f"{info['when']}, {clock_time(info['seconds'])} in all"}
     return '<dl>' + ''.join(f'<dt>{k}</dt><dd>{v}</dd>' for k,v in facts.items()) + '</dl>'
 
-# %% ../nbs/24a_report.ipynb #e371337b
+# %% ../nbs/24a_report.ipynb #ba845064
 def figure(svg:str, heading:str, caption:str) -> str: # HTML; empty without a drawing; svg: the drawing; caption: what stands below
     "A chart with its heading and a caption that says how to read it"
     return f'<section><h2>{heading}</h2>{svg}<p class="cap">{caption}</p></section>' if svg else ''
@@ -58,13 +58,13 @@ def class_table(rows:list, task:str) -> str: # HTML
         v = [r['per_class'][k][c] for r in rs if c in r['per_class'].get(k, {})]
         return f"<td style='--p:{fmean(v):.0f}%'>{fmean(v):.0f}</td>" if v else '<td>–</td>'
     body = ''.join(f"<tr><td>{escape(c)}</td><td class='cap'>{k}</td>{''.join(cell(rs, k, c) for rs in by.values())}</tr>" for k,c in parts)
-    head = ''.join(f'<th>{escape(n)}</th>' for n in by)
+    head = ''.join(f'<th>{escape(known_as(n))}</th>' for n in by)
     return f"<details><summary>{escape(task)}: accuracy of each class</summary><table class='classes'><thead><tr><th>class</th><th></th>{head}</tr></thead><tbody>{body}</tbody></table></details>"
 
 def failures(rows:list) -> str: # HTML
     "What went wrong, in full"
     bad = [r for r in rows if r['status'] != 'ok']
-    items = ''.join(f"<details open><summary>{escape(r['method'])} on {escape(r['task'])}, seed {r['seed']}</summary><pre>{escape(r.get('traceback') or r['error'])}</pre></details>" for r in bad)
+    items = ''.join(f"<details open><summary>{escape(known_as(r['method']))} on {escape(r['task'])}, seed {r['seed']}</summary><pre>{escape(r.get('traceback') or r['error'])}</pre></details>" for r in bad)
     return f'<section><h2>Failed runs</h2>{items}</section>' if bad else ''
 
 # %% ../nbs/24a_report.ipynb #232876f3

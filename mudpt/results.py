@@ -20,7 +20,7 @@ from .cells import told_apart
 from .columns import Columns, column_chart, figure, png, table_of
 from .core import BadFile, write_whole
 from .listen import plain
-from .table import Table
+from .table import Table, known_as
 
 # %% ../nbs/24d_results.ipynb #adb58290
 def have(package:str) -> str: # '' when it is not installed
@@ -62,7 +62,7 @@ TIERS = dict(A='labelled training images, class names and hand-written sentences
 
 def tier_note(rows:list) -> str: # A sentence
     "Which information the methods used"
-    of = {t: sorted({r['method'] for r in rows if r.get('tier') == t}) for t in TIERS}
+    of = {t: sorted({known_as(r['method']) for r in rows if r.get('tier') == t}) for t in TIERS}
     said = [f"tier {t} ({TIERS[t]})" + (f": {', '.join(ms)}" if sum(map(bool, of.values())) > 1 else '') for t,ms in of.items() if ms]
     return f"Information used: {'; '.join(said)}." if said else ''
 
@@ -115,13 +115,13 @@ class Comparison:
 # %% ../nbs/24d_results.ipynb #f825b173
 def refused(rows:list) -> list: # Sentences
     "Which methods had no answer, and why"
-    return list(dict.fromkeys(f"{r['method']} on {r['task']}: – ({r['refused']})" for r in rows if r.get('refused')))
+    return list(dict.fromkeys(f"{known_as(r['method'])} on {r['task']}: – ({r['refused']})" for r in rows if r.get('refused')))
 
 def failed(rows:list) -> list: # Sentences
     "Which methods failed, how often, and what the first of them said"
     bad = [r for r in rows if r['status'] != 'ok']
     of = {m: [r for r in bad if r['method'] == m] for m in dict.fromkeys(r['method'] for r in bad)}
-    return [f"{m} failed in {len(rs)} of {sum(r['method'] == m for r in rows)} runs: {rs[0]['error']}{others(rs)}" for m,rs in of.items()]
+    return [f"{known_as(m)} failed in {len(rs)} of {sum(r['method'] == m for r in rows)} runs: {rs[0]['error']}{others(rs)}" for m,rs in of.items()]
 
 def others(rs) -> str:
     "Tasks on which it failed, where there were several"

@@ -15,7 +15,7 @@ from .cells import SPREADS, Cell, arranged, as_rows, by_class, cell, chosen, fie
 from .core import BadInput
 from .results import others, refused, tier_note
 from .sheet import Best, Sheet
-from .table import title
+from .table import known_as, title
 
 # %% ../nbs/46b_tabulate.ipynb #58d2f43e
 SETTINGS = ('args', 'shots', 'epochs', 'bs', 'train', 'protocol', 'clip', 'weights', 'precision', 'mudpt')
@@ -36,7 +36,7 @@ def once(rows:list, axes:tuple) -> None: # axes: names of columns
 def failures(rows:list) -> list: # Sentences
     "Which methods failed, how often, and what the first of them said"
     bad = {m: [r for r in rows if r['method'] == m and r['status'] in ('error', 'unreadable')] for m in dict.fromkeys(r['method'] for r in rows)}
-    return [f"{m} failed in {len(rs)} of {sum(r['method'] == m for r in rows)} runs: {rs[0]['error'] or rs[0]['status']}{others(rs)}" for m,rs in bad.items() if rs]
+    return [f"{known_as(m)} failed in {len(rs)} of {sum(r['method'] == m for r in rows)} runs: {rs[0]['error'] or rs[0]['status']}{others(rs)}" for m,rs in bad.items() if rs]
 
 def unlike(rows:list, axes:tuple) -> list: # Sentences; axes: names of columns
     "Settings, splits and images that are not the same in all runs"
@@ -117,7 +117,7 @@ class Asked:
         tops = [('', self.name(self.across, c) or title(m)) if one else (self.name(self.across, c), title(m)) for c in self.columns for m in self.shown]
         return [('', ', '.join(n.split('.')[-1] for n in self.down)), *tops]
 
-# %% ../nbs/46b_tabulate.ipynb #f8ba75f3
+# %% ../nbs/46b_tabulate.ipynb #5a388eeb
 def best_of(asked:Asked, grid:list, digits:int) -> set: # {(line, column)}; grid: lines of cells
     "Where bold print belongs: methods compete along the side on which they stand, other things down a column"
     n,width = len(asked.shown),len(grid[0])

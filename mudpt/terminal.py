@@ -125,19 +125,19 @@ def budget(model, published, epochs, bs) -> dict: # epochs and bs; model: its na
 def checked(pairs:list) -> dict: # Constructor arguments by method
     "Arguments from `--set`, looked up in the methods they are for"
     args = settings(pairs)
-    for name,a in args.items(): the_class(name, a)
-    return args
+    return {the_class(name, a).__name__: a for name,a in args.items()}
 
 def typed() -> str:
     "The command as it was typed, to be pasted again"
     return shlex.join(['mudpt', *sys.argv[1:]])
 
-# %% ../nbs/50a_terminal.ipynb #bdbfad8e
+# %% ../nbs/50a_terminal.ipynb #01246263
 def tell(row, i, n): # I of n
     "One line per finished run"
     from mudpt.named import full_name
+    from mudpt.table import known_as
     scores = '  '.join(f'{k} {row[k]:.1f}' for k in ('base', 'new', 'H', 'accuracy') if row.get(k) is not None) or row.get('refused') or ''
-    say(f"{i}/{n}  {full_name(row)}  {row['task']}  {row['shots']} shots  seed {row['seed']}  " + (f"{scores}  {row['seconds']:.0f} s" if row['status'] == 'ok' else f"failed: {row['error']}"))
+    say(f"{i}/{n}  {known_as(full_name(row))}  {row['task']}  {row['shots']} shots  seed {row['seed']}  " + (f"{scores}  {row['seconds']:.0f} s" if row['status'] == 'ok' else f"failed: {row['error']}"))
 
 def show(c, out) -> None:
     "Tables, notes and files of a comparison; exit code 1 if nothing worked"

@@ -310,6 +310,26 @@ def test_ctrl_c_in_a_protocol_says_how_to_go_on(folders, monkeypatch):
     assert kept[0] in [f.stat().st_mtime_ns for f in (folders / "res/trained").iterdir()]
 
 
+def test_methods_and_regularisers_are_listed():
+    r = call("methods", "--json")
+    assert r.exit_code == 0, r.output
+    found = {m["method"] or m["regulariser"]: m for m in json.loads(r.stdout)}
+    from mudpt.prompts import methods
+    from mudpt.regularise import regularisers
+
+    assert {*methods, *regularisers} <= set(found) and all(m["tier"] in "ABC" and m["source"] and m["doc"] for n, m in found.items() if n in {*methods, *regularisers} - {"Prompts"})
+    E = 96  # of the emoji model
+    per = {n: (found[n]["trainable"], found[n]["per"]) for n in ("ZeroShot", "LinearProbe", "CrossModalProbe", "TipAdapter", "TipAdapterF", "LPPlusPlus")}
+    assert per == dict(
+        ZeroShot=(0, {}), LinearProbe=(0, {"class": E + 1}), CrossModalProbe=(0, {"class": E}), TipAdapter=(0, {}),
+        TipAdapterF=(0, {"training image": E}), LPPlusPlus=(0, {"class": E + 1}),
+    )  # fmt: skip
+    assert found["MaPLe"]["per"] == {} and found["MaPLe"]["trainable"] > 10_000
+    r = call("methods", "LP++,PromptSRC")
+    assert "LPPlusPlus (LP++ in tables)" in r.output and f"{E + 1:,} per class" in r.output and "text=25.0" in r.output
+    assert "MaPLe" not in r.output and "ProGrad" not in r.output
+
+
 def test_regularisers_in_comparisons(folders):
     common = "--methods", "ZeroShot,CoOp", "--epochs", 1, "--shots", 1, "--regulariser", "none,KgCoOp"
     for args in (

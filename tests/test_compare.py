@@ -4,13 +4,20 @@ from html.parser import HTMLParser
 
 import pytest
 from fakes import Draws, Explodes, Method, Nothing, clip, task
+from small import small
 
 import mudpt.comparing as mc
+from mudpt.cards import card
 from mudpt.charts import accuracy_chart, nice
 from mudpt.comparing import compare, find_methods, find_task, load
 from mudpt.core import BadInput, MudptError, Unknown
+from mudpt.prompts import methods as registry
+from mudpt.protocols import cross_dataset, few_shot_curve
 from mudpt.report import report
-from mudpt.table import Table, harmonic_of
+from mudpt.runs import cell
+from mudpt.runs import run as run_cell
+from mudpt.table import Table, harmonic_of, known_as
+from mudpt.tabulating import tabulate
 
 
 def run(methods=(Nothing, Method), **kw):
@@ -204,3 +211,57 @@ def test_axis_ticks_cover_the_data():
     for lo, hi in ((0, 1), (58.3, 88.1), (0.001, 0.0042), (12, 12), (-5, 100)):
         t = nice(lo, hi)
         assert t[0] <= lo and t[-1] >= hi and 2 <= len(t) <= 9
+
+
+def test_a_regulariser_makes_another_competitor(tmp_path):
+    t, many = task(4), dict(shots=2, seeds=(1,), epochs=2, bs=2, clip=small("vit"), bar=False)
+    c = compare(["ZeroShot", "CoOp"], [t], regulariser=["none", "KgCoOp(weight=4)"], out=tmp_path, **many)
+    assert [(r["method"], r["status"]) for r in c.rows] == [
+        ("ZeroShot", "ok"),  # has no training to stand beside, and competes once
+        ("CoOp", "ok"),
+        ("CoOp + KgCoOp(weight=4.0)", "ok"),
+    ]
+    assert [l["method"] for l in c.table().lines] == [r["method"] for r in c.rows]
+    assert c.rows[2]["coupling"] == "CoOp" and c.rows[2]["regulariser"] == "KgCoOp(weight=4.0)"
+    assert c.rows[1]["losses"] != c.rows[2]["losses"]
+    page = report(c)
+    assert Page(page).open == [] and page.count("CoOp + KgCoOp(weight=4.0)") > 5
+    assert load(tmp_path).table().lines[2]["method"] == "CoOp + KgCoOp(weight=4.0)"
+    assert str(tabulate(tmp_path, value="base")).count("CoOp + KgCoOp(weight=4.0)") == 1
+
+    before = {f: f.stat().st_mtime_ns for f in (tmp_path / "runs").rglob("*")}
+    one = run_cell(cell("CoOp", t, 2, epochs=2, bs=2, regulariser={"KgCoOp": {"weight": 4}}), small("vit"), t, tmp_path / "runs")
+    assert one.status == "done" and before == {f: f.stat().st_mtime_ns for f in (tmp_path / "runs").rglob("*")}
+
+    with pytest.raises(MudptError, match="did you mean 'KgCoOp'"):
+        compare(["CoOp"], [t], regulariser="KgCop", **many)
+    alone = compare(["CoOp"], [t], regulariser=[], **many)
+    assert [r["method"] for r in alone.rows] == ["CoOp"] and alone.rows[0]["losses"] == c.rows[1]["losses"]
+
+
+def test_a_regulariser_in_the_other_protocols():
+    t, how = task(4), dict(seeds=(1,), epochs=1, bs=2, clip=small("vit"), bar=False, regulariser=[None, "KgCoOp"])
+    few = few_shot_curve(["CoOp"], [t], shots=(1, 2), **how)
+    assert [(r["method"], r["shots"]) for r in few.rows] == [("CoOp", 1), ("CoOp + KgCoOp", 1), ("CoOp", 2), ("CoOp + KgCoOp", 2)]
+    assert [l["method"] for l in few.table().lines] == ["CoOp", "CoOp + KgCoOp"]
+    other = cross_dataset(["CoOp"], t, [task(4, name="again")], shots=2, **how)
+    assert [(r["method"], r["task"], r["status"]) for r in other.rows] == [
+        (m, x, "ok") for m in ("CoOp", "CoOp + KgCoOp") for x in ("colours", "again")
+    ]
+
+
+def test_tables_call_methods_as_the_field_does():
+    c = compare(["LP++", "Tip-Adapter"], [task(4)], 2, (1,), clip=small("vit"), epochs=1, bar=False)
+    assert [r["method"] for r in c.rows] == ["LPPlusPlus", "TipAdapter"] and not c.errors
+    for text in (str(c.table()), report(c), str(tabulate(c)), accuracy_chart(c.rows)):
+        assert "LP++" in text and "Tip-Adapter" in text
+        assert "LPPlusPlus<" not in text and "| LPPlusPlus" not in text and ">LPPlusPlus" not in text.replace(">LPPlusPlus(", "")
+    assert str(card("LP++", "average", protocol="few-shot")) == str(card("LPPlusPlus", "average", protocol="few-shot"))
+
+    class Mine(registry["LPPlusPlus"]):
+        "Not LP++"
+
+    try:
+        assert known_as("Mine") == "Mine" and known_as("LoRA + KgCoOp") == "CLIP-LoRA + KgCoOp"
+    finally:
+        registry.pop("Mine")

@@ -69,6 +69,7 @@ def through(tower, blocks, noise=None): # A walker of `mudpt.text` or `mudpt.ima
 # %% ../../nbs/17e_lora.ipynb #84a5b75e
 class LoRA(Prompts):
     "CLIP-LoRA: low-rank companions of q, k and v in every block of both towers; no prompts"
+    label = 'CLIP-LoRA'
     source = 'Zanella and Ben Ayed 2024, arXiv 2405.18541'
     recipe = dict(lr=2e-4, bs=32, warmup=0, opt='adamw', weight_decay=1e-2)
     updates = 500*32 # `bind` makes epochs of it: 500 steps per shot, 32 images each
@@ -131,7 +132,7 @@ def _repr_html_(self:LoRA):
     "The plan: no prompts, but something in every block"
     enters = {k: {i: (self.rank, True) for i in range(getattr(self.clip, k).layers)} if hasattr(self, f'{k}_A') else {} for k in ('text', 'image')}
     note = f"{self.n_trainable:,} trained numbers · rank {self.rank} beside {', '.join(self.params)} of each block · no prompts"
-    svg = draw(dict(self.plan(), enters=enters), self.name, note)
+    svg = draw(dict(self.plan(), enters=enters), self.label, note)
     return re.sub(r'(\d+) learned vectors of \d+ enter the', r'rank \1 beside the projections of the', svg)
 
 LoRA._repr_html_ = _repr_html_
