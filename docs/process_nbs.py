@@ -1,6 +1,7 @@
 """nbdev's own processing of the pages (show_doc, hidden cells, links), without Quarto: fills _proc/."""
 
 import ast
+import os
 import warnings
 
 from api import Library
@@ -61,4 +62,5 @@ if __name__ == "__main__":
     exec((cfg.lib_path / "_modidx.py").read_text(encoding="utf-8"), index)  # written a moment ago
     Noted.library, Noted.pages = Library(), index["d"]["syms"]
     Noted.site = (cfg.doc_host + cfg.doc_baseurl).rstrip("/")
-    print(proc_nbs(n_workers=0, force=True))  # in this process: torch is imported once
+    print(proc_nbs(n_workers=0, force=True), flush=True)  # in this process: torch is imported once
+    os._exit(0)  # otherwise each page's shell collects all garbage before it goes: minutes for nothing

@@ -1,5 +1,6 @@
 """The book beside its code: commands on its pages exist, links lead somewhere, tutorials and explanations only tell."""
 
+import ast
 import json
 import re
 import shlex
@@ -15,6 +16,7 @@ NBS = ROOT / "nbs"
 PAGES = [p for p in sorted(NBS.rglob("*.ipynb")) if not any(d.startswith(("_", ".")) for d in p.relative_to(NBS).parts)]
 TEXTS = [*PAGES, *(ROOT / f"{n}.md" for n in ("README", "CONTRIBUTING", "SECURITY"))]
 TELLING = [p for p in PAGES if p.parent.name in ("tutorials", "explanations")]
+TUTORIALS = [p for p in TELLING if p.parent.name == "tutorials"]
 FENCE = re.compile(r"^```(?:sh|bash)\n(.*?)^```", re.M | re.S)
 LINK = re.compile(r"\]\((?!\w+:|#)([^)\s#]+)(?:#[^)]*)?\)")
 
@@ -98,4 +100,116 @@ def test_tutorials_and_explanations_only_tell(page):
     assert first.startswith("# ") and "\n> " in first, "a title, and a sentence that says what the page is for"
     code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
     assert code and not any("#| export" in c for c in code)
-    assert not any(c.get("outputs") for c in cells), "outputs are made when the documentation is built"
+    kept = page in TUTORIALS
+    assert kept or not any(c.get("outputs") for c in cells), "outputs are made when the documentation is built"
+
+
+@pytest.fixture
+def docs(monkeypatch):
+    "Scripts of the documentation can be imported."
+    monkeypatch.syspath_prepend(ROOT / "docs")
+
+
+def shows(source):
+    "Does a cell print, or end in a value?"
+    body = ast.parse(source).body
+    said = [n for n in body if isinstance(n, ast.Expr) and isinstance(n.value, ast.Call)]
+    return isinstance(body[-1], ast.Expr) or any(getattr(n.value.func, "id", "") == "print" for n in said)
+
+
+@pytest.mark.parametrize("page", TUTORIALS, ids=name)
+def test_a_tutorial_keeps_what_its_code_shows(page, docs):
+    import outputs
+
+    nb = json.loads(page.read_text(encoding="utf-8"))
+    code = [c for c in nb["cells"] if c["cell_type"] == "code"]
+    mend = f"python docs/outputs.py {page.stem}"
+    assert nb["metadata"].get(outputs.KEY) == {"of": outputs.code_of(nb)}, f"outputs are of other code: {mend}"
+    silent = ["".join(c["source"])[:80] for c in code if shows("".join(c["source"])) and not c["outputs"]]
+    assert not silent, mend
+    stored = [o for c in code for o in c["outputs"]]
+    assert not any(o["output_type"] == "error" or o.get("name") == "stderr" for o in stored)
+    kinds = {k for o in stored for k in o.get("data", {})}
+    assert kinds <= {"text/plain", "text/html", "text/markdown", "image/png", "image/jpeg", "image/svg+xml"}
+    assert page.stat().st_size <= outputs.MOST
+
+
+def test_other_code_has_another_fingerprint(docs):
+    import outputs
+
+    nb = json.loads(TUTORIALS[0].read_text(encoding="utf-8"))
+    was, plain = outputs.code_of(nb), outputs.bare(nb)
+    assert outputs.code_of(plain) == was and not any(c.get("outputs") for c in plain["cells"])
+    next(c for c in nb["cells"] if c["cell_type"] == "markdown")["source"] = ["prose does not matter"]
+    assert outputs.code_of(nb) == was
+    next(c for c in nb["cells"] if c["cell_type"] == "code")["source"] = ["1 + 1"]
+    assert outputs.code_of(nb) != was
+
+
+def test_every_public_name_says_what_it_takes_and_gives_and_where_it_is_from(docs):
+    import api
+
+    library = api.Library()
+    assert len(library.symbols) > 500 and not library.lacks()
+
+
+NOT_SAID = """
+__all__ = ['Out', 'Mine', 'dumb', 'bare', 'flat', 'given', 'told', 'fails', 'calls']
+from .core import BadInput
+
+class Prompts:
+    "The base"
+class Mine(Prompts):
+    "A method without a source"
+    def __init__(self, clip, depth=3): self.depth = depth
+
+def dumb(clip):
+    clip.eval()
+
+def bare(n):
+    "Gives one more"
+    return n + 1
+
+def flat(features, # What was seen
+        ) -> float: # 0 to 1
+    "Knows no shape"
+    return features.mean() / features.shape[0]
+
+def given(x, # Pixels [B, 3, H, H]
+         )->torch.Tensor: # Features
+    "Gives an array of any shape"
+    return x.mean()
+
+def told(x, # Pixels [B, 3, H, H]
+         k:int=1 # Neighbours
+        )->torch.Tensor: # [B]
+    "All is said; `low` is where it begins"
+    return x.mean((1, 2, 3))
+
+def fails(path): # A file
+    "Reads"
+    if path is None: raise BadInput(f"path is {path!r}: give a file")
+
+def calls(path):
+    "Reads too"
+    fails(path)
+"""
+
+
+def test_what_is_not_said_is_found(docs, tmp_path):
+    import api
+
+    (tmp_path / "kit").mkdir()
+    (tmp_path / "kit" / "prompts.py").write_text(NOT_SAID)
+    words = [(0, 99, "clip", "a Clip")]
+    library = api.Library(tmp_path, "kit", words)
+    assert set(library.lacks()) == {
+        ("prompts.Mine", "words", "parameter depth"),
+        ("prompts.Mine", "source", "no `source`"),
+        ("prompts.dumb", "told", "has no sentence"),
+        ("prompts.bare", "gives", "what it returns"),
+        ("prompts.flat", "shapes", "parameter features"),
+        ("prompts.given", "shapes", "what it returns"),
+    }
+    assert "BadInput" in library.notes("prompts", "fails") and "give a file" in library.notes("prompts", "fails")
+    assert "a file" in library.notes("prompts", "calls").lower() and "fails" in library.notes("prompts", "calls")
