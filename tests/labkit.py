@@ -144,7 +144,7 @@ def picture(page, name, of=None):
 
 # Contrast of text with what lies behind it, as WCAG counts it
 CONTRAST = """([of, what]) => {
-  const rgb = s => (s.match(/[\\d.]+/g) ?? []).map(Number);
+  const rgb = s => { const v = (s.match(/[\\d.]+/g) ?? []).map(Number); return s.startsWith('color(') ? v.map((x, i) => i < 3 ? 255 * x : x) : v };
   const light = ([r, g, b]) => { const f = v => (v /= 255) <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4; return .2126 * f(r) + .7152 * f(g) + .0722 * f(b) };
   const behind = e => { for (; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor); if (c.length === 3 || c[3] > .9) return c } return [255, 255, 255] };
   return Object.fromEntries(what.map(q => {
