@@ -24,7 +24,9 @@ def ended(state) -> list: # Of `Run`
     about = lambda r: (r.choices.task, r.choices.half, r.choices.device)
     return [r for r in done if about(r) == about(done[-1])]
 
-def label(run) -> str: return f'{run.key} {run.choices.method}' # Short, and no two are alike
+def label(run) -> str:
+    "Number and method of a run: short, and no two are alike"
+    return f'{run.key} {run.choices.method}'
 
 # %% ../nbs/44_sequel.ipynb #c9d0b4b6
 PICTURES, NAMES = 480, 100 # At most so many
@@ -37,7 +39,9 @@ def material(run): # A `Task`
     return replace(part, names=part.names[:NAMES], train=[], val=[], test=spread(items, PICTURES))
 
 # %% ../nbs/44_sequel.ipynb #816f83a0
-def beside(runs, newest=True) -> dict: # {label: method}; runs: of a trainer; newest: does the last one come first?
+def beside(runs, # Of `Run`
+           newest=True # Does the newest come first, or zero-shot CLIP?
+          ) -> dict: # {label: method}
     "The methods of some runs, and zero-shot CLIP"
     from mudpt.methods import ZeroShot
     last, plain = {label(runs[-1]): runs[-1].method}, {'zero-shot': ZeroShot(runs[-1].method.clip)}
