@@ -36,8 +36,10 @@ def grid(methods, # Names or classes, like all axes one or a list
     name = lambda m: m if isinstance(m, str) else m.__name__
     extra = set(args or {}) - {name(m) for m in axis(methods)}
     if extra: raise BadInput(f"arguments for {sorted(extra)[0]}, which is not among the methods: {', '.join(map(name, axis(methods)))}")
-    return [cell(m, t, k, s, p, args=a, **o) for s,t,k,p,m in product(*map(axis, (seeds, tasks, shots, protocol, methods)))
-            for a in crossed((args or {}).get(name(m), {})) for o in crossed(train)]
+    from mudpt.comparing import find_methods, may_be_held
+    fits = lambda m, o: o if may_be_held(find_methods([m])[0]) else {k: v for k,v in o.items() if k != 'regulariser'}
+    return unique([cell(m, t, k, s, p, args=a, **fits(m, o)) for s,t,k,p,m in product(*map(axis, (seeds, tasks, shots, protocol, methods)))
+                   for a in crossed((args or {}).get(name(m), {})) for o in crossed(train)])
 
 # %% ../nbs/47_sweep.ipynb #e7d41b87
 def write_cells(cells:list, path) -> None:
