@@ -430,7 +430,11 @@ class Library:
         s = self.symbols.get((module, name))
         if s is None:
             return ""
-        lines = [f"- **{p.name}**: {p.found}" for p in s.parameters if p.found and not p.says]
+        lines = [
+            f"- **{p.name}**: {p.found.replace(chr(60), chr(38) + 'lt;')}"
+            for p in s.parameters
+            if p.found and not p.says
+        ]
         lines += [f"- Raises *{c}*: {shortened(m)}" if m else f"- Raises *{c}*" for c, m in s.raises]
         if more := self.passed_on(s):
             said = ", ".join(link(*at) if link else f"`{at[1]}`" for at in more)

@@ -40,13 +40,19 @@ def callout(m):
     return f"{fence}{{admonition}} {title}\n:class: {kind}\n\n" if title else f"{fence}{{{kind}}}\n"
 
 
+def named(stem):
+    "A page of the site; `search.html` is taken by the search itself."
+    return "searches" if stem == "search" else stem
+
+
 def relink(text, base, depth):
     """Links made by nbdev (absolute) or written for Quarto (page.html) become references inside the site: it works
     at any address, and `sphinx -W` fails on a dangling one."""
-    text = re.sub(r"\]\(" + re.escape(base) + r"/(?:[\w-]+/)*([\w.-]+)\.html#([\w.-]+)\)", r"](#api-\1-\2)", text)
+    symbol = re.compile(r"\]\(" + re.escape(base) + r"/(?:[\w-]+/)*([\w.-]+)\.html#([\w.-]+)\)")
+    text = symbol.sub(lambda m: f"](#api-{named(m[1])}-{m[2]})", text)
     page = re.compile(r"\]\(" + re.escape(base) + r"/([\w/.-]+)\.html\)")
-    text = page.sub(lambda m: "](" + "../" * depth + m[1] + ".ipynb)", text)
-    return re.sub(r"\]\((?!\w+:)([\w/.-]+)\.html\)", r"](\1.ipynb)", text)
+    text = page.sub(lambda m: "](" + "../" * depth + named(m[1]) + ".ipynb)", text)
+    return re.sub(r"\]\((?!\w+:)([\w/.-]+)\.html\)", lambda m: f"]({named(m[1])}.ipynb)", text)
 
 
 def renamed(text, names):
@@ -110,6 +116,17 @@ def convert(path, dest, base, depth, seen, names):
     nbformat.write(nb, dest)
 
 
+def unlink(src, pages):
+    "nbdev links every name it knows; those that no page shows, as they are plumbing, stay words."
+    notebooks = {p: nbformat.read(src / p, as_version=4) for p in pages}
+    prose = [c for nb in notebooks.values() for c in nb.cells if c.cell_type == "markdown"]
+    labels = {m for c in prose for m in re.findall(r"^\((api-[^)]+)\)=$", c.source, re.M)}
+    for c in prose:
+        c.source = re.sub(r"\[([^\]]*)\]\(#(api-[\w.-]+)\)", lambda m: m[0] if m[2] in labels else m[1], c.source)
+    for p, nb in notebooks.items():
+        nbformat.write(nb, src / p)
+
+
 def toctrees(proc, pages):
     "The sidebar nbdev made: [(caption, [page, ...]), ...]"
     side = yaml.safe_load((proc / "sidebar.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
@@ -133,10 +150,11 @@ def main(proc, src):
     for p in sorted(proc.rglob("*.ipynb")):
         rel = p.relative_to(proc)
         front = front_matter(nbformat.read(p, as_version=4))[0]
-        pages[rel.as_posix()] = rel.with_name(Path(front.get("output-file", rel.name)).stem + ".ipynb")
+        pages[rel.as_posix()] = rel.with_name(named(Path(front.get("output-file", rel.name)).stem) + ".ipynb")
     names = {Path(a).name: b.name for a, b in pages.items()}
     for rel, page in pages.items():
         convert(proc / rel, src / page, site["site-url"].rstrip("/"), len(page.parts) - 1, seen, names)
+    unlink(src, pages.values())
     index = nbformat.read(src / "index.ipynb", as_version=4)
     for caption, items in toctrees(proc, pages):
         body = "\n".join(items)
