@@ -435,6 +435,8 @@ class Library:
             for p in s.parameters
             if p.found and not p.says
         ]
+        if s.sentence and not told(s.node):  # a comment, which nbdev shows beside a parameter or not at all
+            lines.insert(0, f"- {s.sentence.replace(chr(60), chr(38) + 'lt;')}")
         lines += [f"- Raises *{c}*: {shortened(m)}" if m else f"- Raises *{c}*" for c, m in s.raises]
         if more := self.passed_on(s):
             said = ", ".join(link(*at) if link else f"`{at[1]}`" for at in more)
