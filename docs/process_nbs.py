@@ -39,7 +39,7 @@ class Noted(showdoc.BasicMarkdownRenderer):
     @classmethod
     def link(cls, module, name):
         page = cls.pages.get(f"mudpt.{module}", {}).get(f"mudpt.{module}.{name}")
-        return f"[`{name}`]({cls.site}/{page[0]})" if page else f"`{name}`"
+        return f"[{name}]({cls.site}/{page[0]})" if page else name  # no backticks: nbdev would link them again
 
 
 def begun(self):

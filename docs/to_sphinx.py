@@ -20,6 +20,8 @@ CALLOUT = re.compile(r"^(:{3,})\s*\{\.callout-(\w+)[^}]*\}[ \t]*\n(?:#+ (.+)\n)?
 DIRECTIVE = re.compile(r"^#\|\s*([\w-]+)\s*:?\s*(.*)$")
 SOURCE = re.compile(r"\[source\]\(([^)]+)\)\{[^}]*\}")
 HEAD = re.compile(r"^(#{2,6}) (.+)$", re.M)
+FENCED = re.compile(r"^```.*?^```", re.M | re.S)
+LINKED = re.compile(r"\[(`[^`]*`)\]\([^)]*\)")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 TAGS = {("echo", "false"): "remove-input", ("output", "false"): "remove-output", ("code-fold", "true"): "hide-input"}
 markdown = nbformat.v4.new_markdown_cell
@@ -73,6 +75,9 @@ def api(out, seen, page):
         return f"{anchor}{label}{m[1]} {m[2]}" + (f"\n\n[source]({source[1]})" if source else "")
 
     text = text.replace("::: {.api-notes}", ":::{div} api-notes")
+    text = FENCED.sub(
+        lambda m: LINKED.sub(r"\1", m[0]), text
+    )  # nbdev links names in comments, where nothing can be a link
     return HEAD.sub(head, SOURCE.sub("", text).strip(), count=1)
 
 
@@ -140,7 +145,8 @@ def toctrees(proc, pages):
                 trees.setdefault(caption, []).append(pages[it].with_suffix("").as_posix())
 
     walk(side, "Library")
-    return trees.items()
+    order = ["tutorials", "explanations"]  # what is told before what is looked up
+    return sorted(trees.items(), key=lambda t: order.index(t[0]) if t[0] in order else len(order))
 
 
 def main(proc, src):
