@@ -1,8 +1,9 @@
-"""The documentation builds, and a reader without a network gets all of it: links, styles, formulas, search."""
+"""The documentation builds, and a reader without a network gets all of it: links, styles, formulas, figures, search."""
 
 import functools
 import http.server
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,19 +22,29 @@ pytestmark = pytest.mark.xdist_group("site")
 
 
 class Page(HTMLParser):
-    "What a page names (ids), points at (links) and loads by itself (loads)."
+    "What a page names (ids), points at (links), loads by itself (loads) and says (text, and where ids stand in it)."
 
     def __init__(self, text):
         super().__init__()
-        self.ids, self.links, self.loads = set(), [], []
+        self.ids, self.links, self.loads, self.text, self.at = set(), [], [], "", {}
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         a = dict(attrs)
-        self.ids |= {a[k] for k in ("id", "name") if a.get(k)}
+        named = {a[k] for k in ("id", "name") if a.get(k)}
+        self.ids |= named
+        self.at |= {i: len(self.text) for i in named - self.at.keys()}
         self.links += [a[k] for k in ("href", "src") if a.get(k)]
         if a.get(LOADED.get(tag)) and a.get("rel") not in ("canonical", "index", "search", "next", "prev"):
             self.loads.append(a[LOADED[tag]])
+
+    def handle_data(self, data):
+        self.text += plain(data)
+
+
+def plain(text):
+    "Letters and digits: how quotes, dashes and line ends are set does not matter."
+    return re.sub(r"[\W_]+", "", text)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +69,29 @@ def test_every_notebook_has_a_page(pages):
     assert len(pages) >= len(notebooks)
 
 
+def test_every_public_name_stands_on_its_page_with_its_words_errors_and_source(pages, site, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import api
+
+    index, missing = {}, []
+    exec((ROOT / "mudpt" / "_modidx.py").read_text(encoding="utf-8"), index)
+    library = api.Library()
+    for s in library.symbols.values():
+        name = f"mudpt.{s.module}.{s.name}"
+        at = index["d"]["syms"].get(f"mudpt.{s.module}", {}).get(name, ("nowhere", ""))[0]
+        at = at.replace("search.html#", "searches.html#")  # the name of the search itself
+        page, anchor = pages.get(site / at.split("#")[0]), at.split("#")[-1]
+        if page is None or anchor not in page.ids:
+            missing.append(f"{name}: not at {at}")
+            continue
+        shown = page.text[page.at[anchor] :]
+        words = [p.name for p in s.parameters] + [p.found for p in s.parameters if p.found and not p.says]
+        words += [s.sentence.splitlines()[0] if s.sentence else ""]
+        words += [m[:60].split("…")[0] for _, m in s.raises] + [c for c, _ in s.raises] + [s.source]
+        missing += [f"{name}: {w!r}" for w in words if plain(w.strip("`")) not in shown]
+    assert not missing, missing
+
+
 def test_links_lead_somewhere(pages, site):
     bad = []
     for page, seen in pages.items():
@@ -77,8 +111,9 @@ def test_nothing_is_loaded_from_elsewhere(pages, site):
     assert not bad, bad
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="no chromium")
-def test_browser_finds_nothing_missing(pages, site):
+@pytest.fixture(scope="module")
+def browsed(site):
+    "A browser on the site: (tab, address, what it complained of so far)"
     sync_api = pytest.importorskip("playwright.sync_api")
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -91,27 +126,37 @@ def test_browser_finds_nothing_missing(pages, site):
         with sync_api.sync_playwright() as play:
             browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
             tab = browser.new_page()
-            tab.on("request", lambda r: r.url.startswith(("data:", url)) or problems.append(f"asks for {r.url}"))
+            tab.on(
+                "request", lambda r: r.url.startswith(("data:", "blob:", url)) or problems.append(f"asks for {r.url}")
+            )
             tab.on("response", lambda r: r.status < 400 or "favicon" in r.url or problems.append(f"{r.status} {r.url}"))
-            tab.on("pageerror", lambda e: problems.append(str(e)))
-            for page in sorted(pages):
-                tab.goto(f"{url}/{page.relative_to(site).as_posix()}")
-            tab.goto(f"{url}/search.html?q=prompt")
-            tab.wait_for_selector("#search-results li a")
+            tab.on("pageerror", lambda e: problems.append(f"{tab.url}: {e}"))
+            tab.on(
+                "console",
+                lambda m: m.type != "error" or "favicon" in str(m.location) or problems.append(f"{tab.url}: {m.text}"),
+            )
+            yield tab, url, problems
             browser.close()
     finally:
         server.shutdown()
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no chromium")
+def test_browser_finds_nothing_missing(pages, site, browsed):
+    tab, url, problems = browsed
+    for page in sorted(pages):
+        tab.goto(f"{url}/{page.relative_to(site).as_posix()}")
+    tab.goto(f"{url}/search.html?q=prompt")
+    tab.wait_for_selector("#search-results li a")
     assert not problems, problems
 
 
-def test_plotly_figures_become_pages_that_draw_themselves(tmp_path):
+def test_plotly_figures_become_pages_that_draw_themselves(tmp_path, monkeypatch):
     go = pytest.importorskip("plotly.graph_objects")
     nbformat = pytest.importorskip("nbformat")
-    sys.path.insert(0, str(ROOT / "docs"))
-    try:
-        import plots
-    finally:
-        sys.path.remove(str(ROOT / "docs"))
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import plots
+
     fig = go.Figure(go.Bar(y=[1, 3, 2])).to_plotly_json()
     out = nbformat.v4.new_output
     cells = [nbformat.v4.new_code_cell("fig", outputs=[out("display_data", data={plots.JSON: fig})]) for _ in range(2)]
@@ -122,3 +167,23 @@ def test_plotly_figures_become_pages_that_draw_themselves(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "a.html").write_text(html, encoding="utf-8")
     assert plots.supply(tmp_path) == 1 and (tmp_path / "sub" / plots.SCRIPT).stat().st_size > 1e6
+
+
+def test_a_widget_becomes_a_picture(monkeypatch):
+    nbformat = pytest.importorskip("nbformat")
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import plots
+
+    def shown(source, **more):
+        data = {plots.WIDGET: {"model_id": "a"}, "text/plain": "VBox(...)", **more}
+        cell = nbformat.v4.new_code_cell(source, outputs=[nbformat.v4.new_output("display_data", data=data)])
+        plots.still(cell)
+        return cell.outputs
+
+    assert shown("x = 1\nx", **{"image/png": "own"})[0].data == {
+        "image/png": "own",
+        "text/plain": "A picture of a widget",
+    }
+    said, known = shown("t = PromptTrainer()\nt")
+    assert "JupyterLab" in said.text and 10_000 < len(known.data["image/png"]) < 300_000
+    assert list(shown("x = 1\nx")[0].data) == ["text/plain"]
