@@ -132,17 +132,18 @@ const render = ({ model, el }) => {
     if (s !== sheet) build(s);
     const t0 = performance.now(), look = looks(s);
     panes.forEach((p, i) => p.paint(all[i], s, look));
-    Object.assign(el.dataset, { ms: (performance.now() - t0).toFixed(2), drawn: +(el.dataset.drawn ?? 0) + 1, epoch: s.epochs[now(s)] ?? '' });
+    Object.assign(el.dataset, { ms: (performance.now() - t0).toFixed(2), drawn: +(el.dataset.drawn ?? 0) + 1, epoch: s.epochs[now(s)] ?? '', colours: colours() });
     more();
   };
-  const draw = () => { due ||= requestAnimationFrame(paint); };
+  const draw = () => { due ||= requestAnimationFrame(paint); }, colours = () => { const c = getComputedStyle(panes[0].stage); return `${c.backgroundColor} on ${c.color}`; };
+  const faded = setInterval(() => { if (panes[0] && el.dataset.drawn && el.dataset.colours !== colours()) draw(); }, 400); // themes come sheet by sheet: one laid while we have no place starts no transition, and nothing tells
   const watch = new ResizeObserver(draw), hovered = () => { if (model.get('hovered') !== ctl.at) { ctl.at = model.get('hovered'); panes.forEach(p => p.veil()); } };
   const asks = e => { if (!el.closest('.mudpt')?.contains(e.target) || !sheet) return; e.detail.clear ? ctl.choose([]) : (ctl.at = e.detail.id, panes.forEach(p => p.veil())); };
   const heard = { 'change:sheet': draw, 'change:paint': draw, 'change:epoch': draw, 'change:waits': draw, 'change:marks': marked, 'change:hovered': hovered, 'msg:custom': came };
   for (const [k, f] of Object.entries(heard)) model.on(k, f);
   document.addEventListener('mudpt-look', asks); el.addEventListener('transitionend', draw); // another theme: colours change in no time
   el.classList.add('mudpt-map'); el.append(board, axes, row); el.spots = i => panes[i].p; draw();
-  return () => { dead = true; watch.disconnect(); document.removeEventListener('mudpt-look', asks); for (const [k, f] of Object.entries(heard)) model.off(k, f); };
+  return () => { dead = true; clearInterval(faded); watch.disconnect(); document.removeEventListener('mudpt-look', asks); for (const [k, f] of Object.entries(heard)) model.off(k, f); };
 };
 export default { render };
 '''

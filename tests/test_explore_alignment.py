@@ -447,7 +447,9 @@ MAP = f"document.querySelector('{OF} .mudpt-map')"
 READY = f"n => document.querySelector('{OF} .mudpt-chip')?.textContent === 'ready' && +{MAP}?.dataset.drawn > 0 && {MAP}.querySelectorAll('.mudpt-stage').length === n && !{MAP}.classList.contains('mudpt-waits')"
 STAGE = f"const stage = {MAP}.querySelectorAll('.mudpt-stage')[panel], [base, over] = stage.children, p = {MAP}.spots(panel), d = base.width / stage.clientWidth, box = stage.getBoundingClientRect();"
 SPOT = f"([panel, id]) => {{ {STAGE} return [box.left + stage.clientLeft + p[2*id], box.top + stage.clientTop + p[2*id + 1]] }}"
-DRAWN = "await new Promise(r => requestAnimationFrame(() => setTimeout(r)));"  # what was to be drawn is drawn
+NOW = f"(c => `${{c.backgroundColor}} on ${{c.color}}`)(getComputedStyle({MAP}.querySelector('.mudpt-stage')))"
+DRAWN = f"for (let n = 0; n < 150 && {MAP}.dataset.colours !== {NOW}; n++) await new Promise(r => setTimeout(r, 100));"
+DRAWN += "await new Promise(r => requestAnimationFrame(() => setTimeout(r)));"  # what was to be drawn is drawn
 # Dots with nothing near them: their number, and how far their colour is from that of the paper
 LONE = f"""async panel => {{ {DRAWN} {STAGE} const paper = getComputedStyle(stage).backgroundColor.match(/\\d+/g).map(Number), n = p.length / 2, out = [];
   for (let i = 0; i < n; i++) {{ let near = Infinity; for (let k = 0; k < n; k++) if (k !== i) near = Math.min(near, Math.hypot(p[2*k] - p[2*i], p[2*k + 1] - p[2*i + 1]));
