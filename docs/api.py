@@ -208,6 +208,15 @@ def signature(node, beside, sentence):
     return parameters, gives, value, whole
 
 
+def given(node):
+    "(target, value) pairs of an assignment; `a.b, a.c = b, c` gives two"
+    for t in node.targets:
+        if isinstance(t, ast.Tuple) and isinstance(node.value, ast.Tuple):
+            yield from zip(t.elts, node.value.elts)
+        else:
+            yield t, node.value
+
+
 class Library:
     "Every module of a package, read."
 
@@ -248,18 +257,12 @@ class Library:
 
     def assigned(self, module, node):
         "`Trainer.fit, Trainer.stop = fit, stop` puts functions into a class; `Seed = Annotated[...]` is an option's type."
-        for t in node.targets:
-            pairs = (
-                zip(t.elts, node.value.elts)
-                if isinstance(t, ast.Tuple) and isinstance(node.value, ast.Tuple)
-                else [(t, node.value)]
-            )
-            for target, value in pairs:
-                if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name):
-                    self.given_to[module, getattr(value, "id", "")] = (target.value.id, target.attr)
-                    self.hooks.setdefault((module, target.value.id), set()).add(target.attr)
-                elif isinstance(target, ast.Name) and "Annotated" in ast.unparse(value):
-                    self.options[module, target.id] = helped(value)
+        for target, value in given(node):
+            if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name):
+                self.given_to[module, getattr(value, "id", "")] = (target.value.id, target.attr)
+                self.hooks.setdefault((module, target.value.id), set()).add(target.attr)
+            elif isinstance(target, ast.Name) and "Annotated" in ast.unparse(value):
+                self.options[module, target.id] = helped(value)
 
     def overrides(self, s):
         "Is a function put into a class in the place of something that a base of it has said already?"
@@ -332,17 +335,9 @@ class Library:
         "A class attribute that is written down as a string, perhaps in a base."
         for at in self.bases(module, name):
             for n in self.classes[at].body:
-                if not isinstance(n, ast.Assign):
-                    continue
-                for t in n.targets:
-                    pairs = (
-                        zip(t.elts, n.value.elts)
-                        if isinstance(t, ast.Tuple) and isinstance(n.value, ast.Tuple)
-                        else [(t, n.value)]
-                    )
-                    for target, value in pairs:
-                        if getattr(target, "id", "") == which and isinstance(value, ast.Constant):
-                            return str(value.value)
+                for target, value in given(n) if isinstance(n, ast.Assign) else ():
+                    if getattr(target, "id", "") == which and isinstance(value, ast.Constant):
+                        return str(value.value)
         return ""
 
     @cached_property

@@ -63,13 +63,19 @@ MANNERS = '''
 function render({ model, el }) {
   el.style.display = 'none';
   const undo = []; let dead = false;
-  const listen = (to, what, f) => { to.addEventListener(what, f); undo.push(() => to.removeEventListener(what, f)); };
+  const listen = (to, what, f, first = false) => { to.addEventListener(what, f, first); undo.push(() => to.removeEventListener(what, f, first)); };
   const settle = (tries = 100) => { // the place may come later than what stands in it
     if (dead) return;
     const box = el.closest('.mudpt'); if (!box) return tries && setTimeout(settle, 50, tries - 1);
     box.setAttribute('role', 'group'); box.setAttribute('aria-label', model.get('label'));
     box.setAttribute('data-lm-suppress-shortcuts', 'true'); // keys pressed here are not the notebook's
     listen(box, 'focusin', e => { e.target.dataset.lmSuppressShortcuts = 'true'; }); // JupyterLab asks the element itself first
+    // What was chosen last may still be on its way when a button is pressed (a widget sends one change at a time, and a click
+    // overtakes the next): the click waits until the kernel knows what stands on the screen.
+    const name = w => (w.closest('.widget-checkbox')?.querySelector('span') ?? w.parentElement.querySelector('.widget-label'))?.textContent;
+    const known = () => { const k = new Map(model.get('known')); return [...box.querySelectorAll('.mudpt-side :is(select, input)')].every(w => !k.has(name(w)) || k.get(name(w)) === (w.type === 'checkbox' ? String(w.checked) : w.value)); };
+    const wait = (b, tries) => { if (dead) return; if (tries && !known()) return setTimeout(wait, 40, b, tries - 1); b.mudptGo = true; b.click(); };
+    listen(box, 'click', e => { const b = e.target.closest('.mudpt-reads'); if (!b) return; if (b.mudptGo) { b.mudptGo = false; return; } if (!known()) { e.stopImmediatePropagation(); wait(b, 750); } }, true);
     // A figure is drawn before it has its place; once it is there, and whenever the place changes, it is told to fill it.
     let drawn = (box.querySelector('.js-plotly-plot')?.data ?? []).length > 0, width = 0;
     const fit = () => { if (drawn && box.clientWidth !== width) { width = box.clientWidth; window.dispatchEvent(new Event('resize')); } };

@@ -119,9 +119,9 @@ def refused(rows:list) -> list: # Sentences
 
 def failed(rows:list) -> list: # Sentences
     "Which methods failed, how often, and what the first of them said"
-    bad = [r for r in rows if r['status'] != 'ok']
+    bad = [r for r in rows if r['status'] in ('error', 'unreadable')]
     of = {m: [r for r in bad if r['method'] == m] for m in dict.fromkeys(r['method'] for r in bad)}
-    return [f"{known_as(m)} failed in {len(rs)} of {sum(r['method'] == m for r in rows)} runs: {rs[0]['error']}{others(rs)}" for m,rs in of.items()]
+    return [f"{known_as(m)} failed in {len(rs)} of {sum(r['method'] == m for r in rows)} runs: {rs[0]['error'] or rs[0]['status']}{others(rs)}" for m,rs in of.items()]
 
 def others(rs) -> str:
     "Tasks on which it failed, where there were several"
@@ -133,7 +133,8 @@ def save(c:Comparison, out) -> Path: # The folder
     "Write results.json, table.csv, table.md and report.html"
     from mudpt.report import report
     out,info = Path(out),c.info
-    tables = [f'## {n[0].upper()}{n[1:]}\n\n{t}\n' for n,t in c.tables().items()]
+    tasks = {r['task'] for r in c.rows} # a task is called what it is called
+    tables = [f'## {n if n in tasks else n[0].upper() + n[1:]}\n\n{t}\n' for n,t in c.tables().items()]
     model,versions = info['clip'],', '.join(f'{k} {v}' for k,v in info['versions'].items() if v)
     head = f"`{info['command']}`\n\n{info['protocol']}, {shots_said(info)}, CLIP {model['name']} {model['pretrained']} ({model['digest']}, {model['precision']} on {model['device']}), {versions}, {info['when']}\n"
     write_whole(out/'results.json', json.dumps(plain(dict(info=info, rows=c.rows)), indent=1, ensure_ascii=False))

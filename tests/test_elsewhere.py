@@ -5,6 +5,7 @@ The frame of buttons and lists around them is ipywidgets', which such a page bri
 """
 
 import base64
+import json
 import re
 import time
 from collections import deque
@@ -40,7 +41,7 @@ HOST = """() => {
       save_changes: () => { for (const k in dirty) { host.out.push([id, 'set', { [k]: pack(dirty[k]) }]); delete dirty[k]; } },
       send: m => host.out.push([id, 'msg', m]),
       on: (names, f) => each(names, n => (heard[n] ??= []).push(f)), off: (names, f) => each(names, n => { heard[n] = (heard[n] ?? []).filter(g => g !== f); }) };
-    host.models[id] = { take: (state, message, buffers) => { // all of a message is there before anybody hears of it
+    host.models[id] = { get: model.get, take: (state, message, buffers) => { // all of a message is there before anybody hears of it
       const new_ = Object.entries(state).map(([k, v]) => [k, unpack(v)]); for (const [k, v] of new_) model.state[k] = v;
       new_.forEach(([k]) => fire(`change:${k}`)); if (message) fire('msg:custom', message, buffers.map(unpack)); }, heard };
     const style = document.createElement('style'), el = document.createElement('div'); style.textContent = css; document.head.append(style); into = document.getElementById(into); into.append(el);
@@ -174,6 +175,39 @@ def test_the_attention_explorer_elsewhere(page, host):
         assert legible(page, "#attention", READ)
     picture(page, "elsewhere attention", "#attention")
     explorer.close()
+
+
+SIDE = """() => { const box = document.getElementById('alignment'); box.insertAdjacentHTML('beforeend', `<section>
+  <div class="mudpt-side"><div><label class="widget-label">Method</label><select><option>MuDPT</option><option>CoOp</option></select></div>
+  <div class="widget-checkbox"><label><input type="checkbox"><span>csc</span></label></div></div>
+  <button class="mudpt-reads">Start</button></section>`); box.querySelector('button').onclick = () => { box.dataset.clicks = 1 + +(box.dataset.clicks ?? 0) } }"""
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no chromium")
+def test_a_click_waits_for_a_choice_that_is_on_its_way(page, host):
+    from mudpt.trainer_view import Manners
+
+    manners, clicks = Manners(), lambda: page.evaluate("() => +(document.getElementById('alignment').dataset.clicks ?? 0)")
+    manners.known = [["Method", "MuDPT"], ["csc", "false"]]
+    page.evaluate(SIDE)
+    host.mount("manners", "alignment", manners)
+    start = page.locator("#alignment .mudpt-reads")
+    host.until("() => document.getElementById('alignment').getAttribute('aria-label') === 'Prompt trainer'")
+    start.click()
+    assert clicks() == 1, "nothing is on its way"
+    page.locator("#alignment select").select_option("CoOp")
+    page.locator("#alignment [type=checkbox]").check()
+    start.click()
+    page.wait_for_timeout(300)
+    assert clicks() == 1, "the kernel knows nothing of CoOp yet"
+    for known in ([["Method", "CoOp"], ["csc", "false"]], [["Method", "CoOp"], ["csc", "true"]]):
+        assert clicks() == 1
+        manners.known = known
+        host.until("known => JSON.stringify(host.models.manners.get('known')) === known", json.dumps(known, separators=(",", ":")))
+        page.wait_for_timeout(200)
+    assert clicks() == 2, "and comes once, when it knows"
+    page.evaluate("() => document.querySelector('#alignment section').remove()")
+    manners.close()
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no chromium")
