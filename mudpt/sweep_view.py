@@ -13,6 +13,7 @@ from html import escape
 
 from .core import needs
 from .runs import score_of
+from .table import known_as
 
 # %% ../nbs/47e_sweep_view.ipynb #fade6b94
 SIGNS = dict(waiting='·', running='▶', stopped='⏸', done='✓', error='✕') # Beside the colour
@@ -35,7 +36,7 @@ def short(c:dict, one:set) -> tuple: # Line, column
     "Where a cell has its place; `one` holds what all cells share"
     more = c['args'] | c['train'] | {k: c[k] for k in ('epochs', 'bs') if k not in one}
     column = [str(c['task'])]*('task' not in one) + [f"{c['shots']} shot" + 's'*(c['shots'] != 1)]*('shots' not in one) + [c['protocol']]*('protocol' not in one) + [f"seed {c['seed']}"]*('seed' not in one)
-    return c['method'] + ''.join(f' {k}={v}' for k,v in more.items()), ' · '.join(column) or f"seed {c['seed']}"
+    return known_as(c['method']) + ''.join(f' {k}={v}' for k,v in more.items()), ' · '.join(column) or f"seed {c['seed']}"
 
 # %% ../nbs/47e_sweep_view.ipynb #c57c3772
 class SweepState:
@@ -62,7 +63,7 @@ def place(b:dict) -> dict:
     score,c = score_of(b['row']) if b['status'] == 'done' else '',b['cell']
     text = score.split(' ')[-1] if score else epochs(b).removeprefix('epoch ') if b['status'] in ('running', 'stopped') else ''
     who = f" on {b['where']['host']}, process {b['where']['pid']}" if b['status'] == 'running' and b['where'].get('pid') else ''
-    title = f"{c['method']}, {c['task']}, {c['shots']} shots, seed {c['seed']}: {b['status']}{who}" + ''.join(f', {x}' for x in (score, b['status'] == 'error' and b['error']) if x)
+    title = f"{known_as(c['method'])}, {c['task']}, {c['shots']} shots, seed {c['seed']}: {b['status']}{who}" + ''.join(f', {x}' for x in (score, b['status'] == 'error' and b['error']) if x)
     return dict(i=b['i'], status=b['status'], sign=SIGNS[b['status']], text=text, title=title, done=(b['epoch'] or 0)/(b['epochs'] or 1))
 
 def so_far(board, at) -> list: # (line, {measure: mean over what is done}, how many); board: {cell: what is known of it}; at: axes

@@ -187,7 +187,10 @@ SIDE = """() => { const box = document.getElementById('alignment'); box.insertAd
 def test_a_click_waits_for_a_choice_that_is_on_its_way(page, host):
     from mudpt.trainer_view import Manners
 
-    manners, clicks = Manners(), lambda: page.evaluate("() => +(document.getElementById('alignment').dataset.clicks ?? 0)")
+    manners, clicks = (
+        Manners(),
+        lambda: page.evaluate("() => +(document.getElementById('alignment').dataset.clicks ?? 0)"),
+    )
     manners.known = [["Method", "MuDPT"], ["csc", "false"]]
     page.evaluate(SIDE)
     host.mount("manners", "alignment", manners)
@@ -203,7 +206,10 @@ def test_a_click_waits_for_a_choice_that_is_on_its_way(page, host):
     for known in ([["Method", "CoOp"], ["csc", "false"]], [["Method", "CoOp"], ["csc", "true"]]):
         assert clicks() == 1
         manners.known = known
-        host.until("known => JSON.stringify(host.models.manners.get('known')) === known", json.dumps(known, separators=(",", ":")))
+        host.until(
+            "known => JSON.stringify(host.models.manners.get('known')) === known",
+            json.dumps(known, separators=(",", ":")),
+        )
         page.wait_for_timeout(200)
     assert clicks() == 2, "and comes once, when it knows"
     page.evaluate("() => document.querySelector('#alignment section').remove()")

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = "--no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --disable-background-networking".split()
 LOADED = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src"}  # fetched with the page
+DRAWN = "what_a_step_costs.ipynb"  # the one page that is run here, for its figures; all the others are run by other tests
 pytestmark = pytest.mark.xdist_group("site")
 
 
@@ -50,7 +51,7 @@ def plain(text):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     tmp = tmp_path_factory.mktemp("site")
-    build = [sys.executable, ROOT / "docs" / "build.py", "--engine", "sphinx", "--no-execute"]
+    build = [sys.executable, ROOT / "docs" / "build.py", "--engine", "sphinx", "--execute", DRAWN]
     run = subprocess.run([*build, "--out", tmp / "out", "--work", tmp / "src"], capture_output=True, text=True)
     if run.returncode:
         pytest.fail(f"docs/build.py ended with {run.returncode}:\n{(run.stdout + run.stderr)[-4000:]}", pytrace=False)
@@ -148,6 +149,26 @@ def test_browser_finds_nothing_missing(pages, site, browsed):
         tab.goto(f"{url}/{page.relative_to(site).as_posix()}")
     tab.goto(f"{url}/search.html?q=prompt")
     tab.wait_for_selector("#search-results li a")
+    assert not problems, problems
+
+
+HOVER = """() => { const g = document.querySelector('.js-plotly-plot'), t = g._fullData.find(t => t.x.length > 2), l = g._fullLayout;
+  g.scrollIntoView({ block: 'center', behavior: 'instant' });
+  const a = l['xaxis' + t.xaxis.slice(1)], b = l['yaxis' + t.yaxis.slice(1)], r = g.getBoundingClientRect();
+  return [r.x + a._offset + a.d2p(t.x[1]), r.y + b._offset + b.d2p(t.y[1]), t.name] }"""
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no chromium")
+def test_a_figure_answers_the_mouse(browsed):
+    tab, url, problems = browsed
+    tab.goto(f"{url}/explanations/{Path(DRAWN).stem}.html")
+    tab.wait_for_selector(".js-plotly-plot .scatterlayer .point, .js-plotly-plot .scatterlayer .js-line")
+    x, y, name = tab.evaluate(HOVER)
+    tab.mouse.move(x - 30, y)
+    tab.mouse.move(x, y, steps=6)
+    said = tab.locator(".hoverlayer .hovertext").first
+    said.wait_for()
+    assert name in tab.locator(".hoverlayer").first.text_content()
     assert not problems, problems
 
 
