@@ -3,7 +3,9 @@
 import ast
 import os
 import warnings
+from pathlib import Path
 
+import yaml
 from api import Library
 from nbdev import processors, showdoc
 from nbdev.doclinks import _build_modidx
@@ -49,6 +51,30 @@ def begun(self):
     begin(self)
 
 
+# What is told comes before what is looked up, and in the order in which it is best read; nbdev goes by the alphabet.
+TOLD = dict(
+    tutorials="first_prompts train_widget see_where_a_prompt_looks compare_alignment add_a_method add_a_data_set"
+    " bring_your_own_model reproduce_base_to_new".split(),
+    explanations="four_orders where_we_differ how_numbers_go_wrong feature_baselines regulariser_times_coupling which_map"
+    " why_a_shared_prefix_is_exact what_a_step_costs words_of_the_api".split(),
+)
+
+
+def arranged(contents):
+    "The sidebar's entries: tutorials, explanations, and then the library page by page"
+
+    def place(section, path):
+        name = Path(path).stem
+        return TOLD[section].index(name) if name in TOLD[section] else len(TOLD[section])
+
+    said = {c["section"]: c for c in contents if isinstance(c, dict)}
+    for section in TOLD.keys() & said.keys():
+        said[section]["contents"].sort(key=lambda p: place(section, p))
+    rest = [c for c in contents if not isinstance(c, dict) or c["section"] not in TOLD]
+    front = [c for c in rest if c == "index.ipynb"]
+    return front + [said[s] for s in TOLD if s in said] + [c for c in rest if c not in front]
+
+
 if __name__ == "__main__":
     from nbdev.config import get_config
 
@@ -58,6 +84,10 @@ if __name__ == "__main__":
     _build_modidx()
     nbdev_sidebar.__wrapped__()
     cfg = get_config()
+    side = cfg.nbs_path / "sidebar.yml"
+    bar = yaml.safe_load(side.read_text(encoding="utf-8"))
+    bar["website"]["sidebar"]["contents"] = arranged(bar["website"]["sidebar"]["contents"])
+    side.write_text(yaml.safe_dump(bar, sort_keys=False), encoding="utf-8")
     index = {}
     exec((cfg.lib_path / "_modidx.py").read_text(encoding="utf-8"), index)  # written a moment ago
     Noted.library, Noted.pages = Library(), index["d"]["syms"]

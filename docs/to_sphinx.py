@@ -145,8 +145,7 @@ def toctrees(proc, pages):
                 trees.setdefault(caption, []).append(pages[it].with_suffix("").as_posix())
 
     walk(side, "Library")
-    order = ["tutorials", "explanations"]  # what is told before what is looked up
-    return sorted(trees.items(), key=lambda t: order.index(t[0]) if t[0] in order else len(order))
+    return list(trees.items())
 
 
 def main(proc, src):

@@ -70,6 +70,19 @@ def test_every_notebook_has_a_page(pages):
     assert len(pages) >= len(notebooks)
 
 
+def test_the_book_is_told_in_order(site):
+    front = (site / "index.html").read_text(encoding="utf-8")
+    at = [front.index(f'href="{p}.html"') for p in ("tutorials/first_prompts", "explanations/four_orders", "core")]
+    assert at == sorted(at)
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        from process_nbs import TOLD
+    finally:
+        sys.path.pop(0)
+    for part, pages in TOLD.items():
+        assert sorted(pages) == sorted(p.stem for p in (ROOT / "nbs" / part).glob("*.ipynb")), f"the order of {part}"
+
+
 def test_every_public_name_stands_on_its_page_with_its_words_errors_and_source(pages, site, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "docs")
     import api
