@@ -15,7 +15,7 @@ from .cells import SPREADS, Cell, arranged, as_rows, by_class, cell, chosen, fie
 from .core import BadInput
 from .results import failed, refused, tier_note
 from .sheet import Best, Sheet
-from .table import known_as, title
+from .table import title
 
 # %% ../nbs/46b_tabulate.ipynb #58d2f43e
 SETTINGS = ('args', 'shots', 'epochs', 'bs', 'train', 'protocol', 'clip', 'weights', 'precision', 'mudpt')
