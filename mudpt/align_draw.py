@@ -29,6 +29,7 @@ def gap_said(c) -> str: # Of a `Cloud`
     "The true length of the gap, and how much of it this map shows"
     return f'gap {c.gap:.3f}' + (f', of which this map shows {c.seen/c.gap:.0%}' if c.seen is not None and c.gap else '')
 
+# %% ../nbs/43b_align_draw.ipynb #95570f0d
 def looks_of_names(frame) -> list: # [(number of a colour, number of a shape)]
     return [tuple(map(int, look(k))) if frame.colour == 'class' else (1, 2) for k in range(len(frame.names))]
 
@@ -48,6 +49,7 @@ def traces(frame, c, i, k) -> list: # Of plotly, as dicts; `k` as in 'x2'
             dict(type='scatter', meta=f'{i}/gap', mode='lines+markers', hoverinfo='skip', x=c.ends[:, 0], y=c.ends[:, 1], line=LINKED, marker=ends, **on),
             dict(type='scatter', meta=f'{i}/names', mode='markers+text', text=c.words, hovertext=frame.names, hoverinfo='text', textposition='top center', cliponaxis=False, x=c.t[:, 0], y=c.t[:, 1], marker=signs, **on)]
 
+# %% ../nbs/43b_align_draw.ipynb #d2a835ef
 def figure(frame): # A plotly figure
     "A frame's clouds, to look at without a kernel"
     if not frame.clouds: raise BadInput("there is no map yet: wait for the work at hand, or call join()")

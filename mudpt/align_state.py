@@ -42,6 +42,7 @@ def named(things) -> dict: # {name: thing}
 
 def is_method(s) -> bool: return isinstance(s, Prompts) # s: anything
 
+# %% ../nbs/43a_align_state.ipynb #6ef74571
 def example(tell, brake) -> dict: # {name: method or `Track`}
     "Twelve emoji animals, and two short trainings on them: one moves names only, one moves both"
     from mudpt import emoji
@@ -95,6 +96,7 @@ class Cloud:
     @property
     def title(self): return self.name + (f', epoch {self.epoch}' if self.epoch is not None else '') + f': {100*self.right.mean():.1f} % right'
 
+# %% ../nbs/43a_align_state.ipynb #29be9ae1
 @dataclass
 class AlignFrame:
     "Everything a view draws"
@@ -129,6 +131,7 @@ def quit():
     "A kernel that ends while a thread computes would crash"
     for s in list(_alive): s.stop(); s.join(5)
 
+# %% ../nbs/43a_align_state.ipynb #5f50dbd1
 class AlignState(_t.HasTraits):
     "Methods over the same pictures: what is looked at, and what there is to draw"
     shown = _t.List(_t.Unicode()) # Methods, in the order of the panels
@@ -225,6 +228,7 @@ def _measure(self, n, e):
             except BadInput: row[m] = float('nan')
     self.numbers[n, e] = dict(accuracy=row['accuracy']) | {m: row[m] for m in self.measures}
 
+# %% ../nbs/43a_align_state.ipynb #d8fe817a
 def _next(self): # -> (what it is, a call), or None
     "The first thing that is missing"
     if self.joint is None: return 'pictures', lambda *a: _prepare(self, *a)
@@ -234,6 +238,7 @@ def _next(self): # -> (what it is, a call), or None
         if (n, self.joint.at(n, self.epoch)) not in self.numbers:
             return (n, self.joint.at(n, self.epoch)), lambda tell, brake, n=n: (tell(0., f'measuring {n}'), _measure(self, n, self.joint.at(n, self.epoch)))
 
+# %% ../nbs/43a_align_state.ipynb #88524ae2
 def _work(self):
     "In the thread: until nothing is missing"
     clock = [0.]
@@ -276,6 +281,7 @@ def wake(self:AlignState) -> None:
     self.status, self.done = 'working', 0. # whoever looks is told outside of the lock
     t.start()
 
+# %% ../nbs/43a_align_state.ipynb #fbe088e1
 def stop(self:AlignState) -> None:
     "End the work at hand"
     if not self._thread: self.message = 'nothing is at work'; return
@@ -341,6 +347,7 @@ def cloud(self:AlignState, m, n, e) -> Cloud: # Of a `Map`, a method, an epoch t
     words = [w if (len(t) <= CROWD if chosen is None else len(chosen) <= CROWD and c in chosen) else '' for c, w in enumerate(self.names)]
     return Cloud(n, e, x, t, ends, float(gap), float(np.linalg.norm(ends[0] - ends[1])) if m.linear else None, a, a == y, *paint(self.colour, y, a == y), words)
 
+# %% ../nbs/43a_align_state.ipynb #54e87977
 def _legend(self) -> list: # [(words, number of a colour, number of a shape)]
     if self.colour == 'answer': return [('right', 0, 0), ('wrong', 1, 4)]
     if self.colour == 'kind': return [('pictures', 0, 0), ('names', 1, 2)]
@@ -351,6 +358,7 @@ def _notes(self, m) -> list:
     if self.turned and len(self.methods) > 1: out.append(f"Each method is turned onto {self.methods[0]}; a turn of the whole space changes no answer.")
     return out + list(dict.fromkeys(f'{n}: {f.note}' for n in self.shown if (f := self.joint.space(n, self.epoch)).note))
 
+# %% ../nbs/43a_align_state.ipynb #66d3fbf4
 def frame(self:AlignState) -> AlignFrame:
     "Exactly what there is to draw"
     f = AlignFrame(self.status, self.message, self.done, self.trouble, hovered=self.hovered, colour=self.colour, methods=self.methods, shown=list(self.shown), epoch=self.epoch)

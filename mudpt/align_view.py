@@ -36,6 +36,7 @@ def painted(f) -> dict: # Of an `AlignFrame`
     kinds = [tuple(map(int, look(c))) for c in range(len(f.names))] if f.colour == 'class' else [(c, k) for _, c, k in f.legend][:2 if f.colour == 'answer' else 1]
     return dict(by=f.colour, looks=kinds, names=looks_of_names(f))
 
+# %% ../nbs/43d_align_view.ipynb #c1222e96
 _bytes = lambda: _t.Bytes(b'').tag(sync=True, from_json=lambda v, _: bytes(v)) # int32 in a row
 
 class Panels(_a.AnyWidget):
@@ -119,6 +120,7 @@ NAMES = dict(pca='PCA', gap='along the gap', tsne='t-SNE', umap='UMAP')
 DRAGS = dict(lasso='Draw around pictures; Shift adds', box='A rectangle of pictures', zoom='A closer look; double click for the whole', move='Move the map')
 NOTHING = '– by name –'
 
+# %% ../nbs/43d_align_view.ipynb #b21bbfb6
 class AlignmentExplorer:
     "Compare where methods put the same pictures and names, with a mouse, or from code through `state`"
     def __init__(self, things=None, # {name: method, `Track` or `Features`}, a list, or one; an `AlignState` to look at; None: an example

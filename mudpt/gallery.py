@@ -94,6 +94,7 @@ def jpeg(source, edge=112) -> bytes:
     thumb(source, edge).save(b := io.BytesIO(), 'jpeg', quality=82)
     return b.getvalue()
 
+# %% ../nbs/43c_gallery.ipynb #8d9a964a
 class Guide(_a.AnyWidget):
     "Tooltips and the gallery of an `AlignState`"
     _esm, _css = GUIDE, CARDS

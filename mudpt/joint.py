@@ -118,6 +118,7 @@ class Map:
     gaps:dict # {(name, epoch): distance of the two means in the joint space}
     note:str = '' # What a reader must know
 
+# %% ../nbs/43_joint.ipynb #2108a94e
 @dataclass
 class Joint:
     "Spaces of the same pictures, and the maps that were made of them"
@@ -189,6 +190,7 @@ def straight(self, by, k, tell, brake) -> Map:
         points[key], gaps[key] = tuple(((v - mean) @ axes.T).astype(np.float32) for v in part), distance(*part, y)
     return Map(points, said, box(points), True, gaps)
 
+# %% ../nbs/43_joint.ipynb #3de308ae
 def bent(self, by, k, tell, brake) -> Map:
     "Neighbourhoods, of all epochs or of one"
     keys = self.keys() if k[2] is None else list(zip(self.spaces, k[2]))

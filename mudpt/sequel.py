@@ -51,6 +51,7 @@ def beside(runs, # Of `Run`
 # %% ../nbs/44_sequel.ipynb #79682874
 SAYS = dict(AttentionExplorer='See where it looks', AlignmentExplorer='Compare where things lie')
 
+# %% ../nbs/44_sequel.ipynb #2725bfd0
 class Sequel:
     "A button, and beneath it an explorer of what a trainer has trained"
     def __init__(self, trainer, # A `PromptTrainer`, or a `TrainState`
