@@ -200,6 +200,7 @@ def build(self:Choices) -> tuple: # (a `Trainer`, {part: (items, names)} to glan
     if part.half and not m.class_specific: parts['new'] = (sample.new.val, sample.new.names)
     return t, {k: p for k, p in parts.items() if p[0]}
 
+# %% ../nbs/40b_choices.ipynb #c7a6cead
 def plan(self:Choices) -> str: # HTML
     "The method's plan with these arguments, or why it cannot be made"
     key = self.method, repr(self.args)

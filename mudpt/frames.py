@@ -37,6 +37,7 @@ class Number:
     text: str
     title: str = '' # What exactly it is
 
+# %% ../nbs/40d_frames.ipynb #057a9634
 @dataclass
 class Frame:
     "Everything a view draws"

@@ -88,6 +88,7 @@ function render({ model, el }) {
 export default { render };
 '''
 
+# %% ../nbs/41a_looks.ipynb #4a5945e0
 INKS = dict(training='var(--go)', preparing='var(--go)', done='#009E73', failed='var(--bad)')
 
 def status_html(f) -> str: # Of a `Frame`

@@ -62,6 +62,7 @@ class TrainState(Choices):
         from mudpt.frames import frame
         return frame(self)
 
+# %% ../nbs/40_states.ipynb #539a4732
 SAID = dict(preparing='getting the model and the images ready', pausing='pausing after this step', stopping='stopping after this step',
             paused='continue when you like', done='trained to the end', stopped='stopped: continue, save, or start another run',
             failed='it went wrong: see below')
@@ -80,6 +81,7 @@ def start(self:TrainState, steps:int|None=None # Pause after so many; None: trai
     self.trouble, self.runs = None, [*self.runs, run]
     return run.job.start(steps)
 
+# %% ../nbs/40_states.ipynb #b9377144
 def pause(self:TrainState) -> None:
     "Wait after the step at hand"
     if self.busy: self.run.job.pause()
@@ -128,6 +130,7 @@ def remove(self:TrainState, key:int) -> None:
     self.runs = [o for o in self.runs if o is not r]
     if not self.runs or r.job.status == self.status: self.status = self.run.job.status if self.run else 'idle'
 
+# %% ../nbs/40_states.ipynb #499ddaf3
 def free(path) -> Path: # A name that is not taken
     "The path, or the first of path-2, path-3, ... that is free"
     p, k = Path(path), 2

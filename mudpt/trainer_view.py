@@ -61,6 +61,7 @@ class Manners(_a.AnyWidget):
 # %% ../nbs/41_trainer_view.ipynb #d7af4ee7
 def heading(text): return _w.HTML(f'<h4>{text}</h4>') # text: of a heading
 
+# %% ../nbs/41_trainer_view.ipynb #7ec98145
 class Side:
     "Method, arguments, data, recipe, device"
     def __init__(self, state):
@@ -138,6 +139,7 @@ def shut(w):
     for c in getattr(w, 'children', ()): shut(c)
     w.close()
 
+# %% ../nbs/41_trainer_view.ipynb #28cbaa24
 class PromptTrainer:
     "Train prompts with a mouse, or from code through `state`"
     def __init__(self, state=None, # A `TrainState` to look at; None: a new one

@@ -121,6 +121,7 @@ class Ear:
         self.glanced, self.costs = r.at, self.clock() - t0
         self.tick()
 
+# %% ../nbs/40e_watch.ipynb #558f16cc
 def beside(before, now): # [(slot, word)], now -> [(slot, word at first, word now)]
     "Words now beside the words at first"
     first = {slot: was for slot, was, _ in before}
