@@ -126,6 +126,7 @@ def frame(s:AttentionState)->Frame:
     return Frame(s.title, KINDS[s.kind] + about, {w: said(s, w) for w in ('image', 'text')}, dict(image=asks(s, 'image'), text=asks(s, 'text')), columns,
                  marks_of(s), None if t.mask is None else float(t.mask.mean()), s.trouble)
 
+# %% ../nbs/42c_attention_frame.ipynb #9707a1a5
 def said(s, tower): # Where it is, in words
     layer, head = (s.layer, s.head) if tower == 'image' else (s.text_layer, s.text_head)
     return f'block {layer}' + ('' if tower == 'image' and s.kind in FLAT else ', mean of heads' if head is None else f', head {head}')

@@ -187,6 +187,7 @@ def closed(self:AttentionState)->tuple|None: # As `trouble`
     try: t._check('image', 0)
     except MudptError as e: return f'{t.method.name} on {t.clip.name}: {e}', ''
 
+# %% ../nbs/42a_attention_state.ipynb #267a4ea9
 def sheet_of(self:AttentionState, t, tower, kind, layer, name=None, contrast=False): # `Sheet`
     "A sheet of one of the looks, made once"
     name = name if tower == 'text' or kind in FOR_A_CLASS else None

@@ -92,6 +92,7 @@ def table_html(t)->str: # Of a `Table`
 # %% ../nbs/42_attention_view.ipynb #d2758fb6
 SHARED = 'layer', 'head', 'token', 'text_layer', 'text_head', 'word'
 
+# %% ../nbs/42_attention_view.ipynb #759c1a4b
 class Towers(_a.AnyWidget):
     "Pictures and sentences that answer to the mouse"
     _esm, _css = ESM, CSS
@@ -172,6 +173,7 @@ class Controls:
             self.see.value = see_html(s)
         finally: self.quiet = False
 
+# %% ../nbs/42_attention_view.ipynb #7985807c
 def see_html(s)->str:
     "The picture in its colours, and what each method takes it for"
     im = open_image(s.source).copy(); im.thumbnail((224, 224))

@@ -100,6 +100,7 @@ class Attribution(_Sum, Heat):
     def __sub__(self, other): return replace(minus(self, other), change=None, completeness=None, note='')
     def __repr__(self): return Heat.__repr__(self)[:-1].replace('Heat', 'Attribution', 1) + ('' if self.change is None else f', adds up to {self.change:.4g} with a gap of {100*self.completeness:.2g} %') + ')'
 
+# %% ../nbs/33_attribution.ipynb #4c785192
 @dataclass
 class Bars(_Sum):
     "One number per named player"

@@ -81,6 +81,7 @@ def trace(m:Mark, colour): # A plotly trace
     if m.kind == 'arrow': marker |= dict(symbol='arrow', angleref='previous', size=[0, 14])
     return (go.Scattergl if m.kind == 'dots' else go.Scatter)(x=m.x, y=m.y, marker=marker, name=m.name, **look, **tip)
 
+# %% ../nbs/35d_panels.ipynb #bf5d92fc
 def interactive(d:Drawing): # A plotly figure
     "All panels in one figure"
     (rows, cols), colours, seen = d.shape, d.colours(), set()
@@ -125,6 +126,7 @@ def ink(ax, m:Mark, colour): # ax: matplotlib's axes
         for x, y, w in zip(m.x, m.y, m.says): ax.annotate(w, (x, y), (0, 5), textcoords='offset points', ha='center', fontsize=8, zorder=4)
     else: ax.annotate('', (m.x[1], m.y[1]), (m.x[0], m.y[0]), arrowprops=dict(arrowstyle='->', lw=2, color=c), zorder=5)
 
+# %% ../nbs/35d_panels.ipynb #3073c291
 def static(d:Drawing) -> bytes: # PNG
     "All panels as a picture"
     (rows, cols), colours = d.shape, d.colours()
