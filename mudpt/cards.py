@@ -180,6 +180,7 @@ def card(method:str, # Such as 'MaPLe'; of this kit, or of `figures()`
     if known := differences(method, protocol): parts.append(('Known differences', known))
     return Card(f"{known_as(method)} on {ENTRIES[task].name if task in ENTRIES else task}: {protocol}, {shots} images per class", [*parts, *((('To repeat it' if mine else 'To run it') + ('' if len(mine) < 2 else f', {i}'), c) for i,c in enumerate(dict.fromkeys(command(g, method, task, protocol, shots) for g in mine or [[]]), 1))])
 
+# %% ../nbs/46e_cards.ipynb #9b35236f
 def of_kit(method:str) -> str: # '' for a method that mudpt does not have
     "What is known of a method before anything is run"
     try: c = find_methods([method])[0]

@@ -35,6 +35,7 @@ def told_apart(r:dict) -> dict:
     rest = dict(train={k: v for k,v in train.items() if k != 'regulariser'}) if train else {}
     return r | rest | dict(method=full_name(dict(method=r['method'], train=train)), coupling=r['method'], regulariser=train.get('regulariser') or 'none')
 
+# %% ../nbs/46a_cells.ipynb #5d8168d7
 def as_row(r) -> dict: # From a run, a run.json, or a row
     "One row, wherever it comes from"
     if isinstance(r, dict): return flat(r) if 'cell' in r or not r else r | dict(status='ok' if r.get('status') in ('done', None) else r['status'])
@@ -54,6 +55,7 @@ def as_rows(runs, # A folder of runs, `Runs`, a `Comparison`, a DataFrame, or a 
     shared = in_common(getattr(runs, 'info', None))
     return [told_apart(shared | as_row(r)) for r in getattr(runs, 'rows', runs)]
 
+# %% ../nbs/46a_cells.ipynb #b0d5afaa
 def in_common(info:dict|None) -> dict:
     "What the circumstances of a comparison say of all its rows"
     if not info: return {}

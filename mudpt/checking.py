@@ -57,6 +57,7 @@ def _problems(s:Scan, stock:Stock, same:dict, counts:np.ndarray) -> list[str]:
             out.append(f"{_several(len(none), 'class')} without an image that can be read in {p}: {', '.join(none[:5])}{', …' * (len(none) > 5)}")
     return out
 
+# %% ../nbs/27a_check.ipynb #67b735a4
 def _notes(s:Scan, stock:Stock, same:dict, counts:np.ndarray, alike:list) -> list[str]:
     "What is worth knowing, one sentence each"
     out, f = [], s.facts[s.facts['ok']]

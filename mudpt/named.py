@@ -63,6 +63,7 @@ def find_task(x, # A `Task`; a name: 'emoji/<group>' or a data set's; a folder w
     if Path(x).is_file(): return listing(x)
     raise no_task(str(x))
 
+# %% ../nbs/24f_named.ipynb #288fa258
 def by_name(x:str): # A function that makes the task, or None
     "A task that mudpt knows by name"
     from mudpt import emoji

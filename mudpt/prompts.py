@@ -99,6 +99,7 @@ def classes(self:Prompts, names)->Classes: # A list of str, or what an earlier c
         self._known[key] = self.clip.text.classes(list(names), self.n_slots, self.words, self.position)
     return self._known[key]
 
+# %% ../nbs/02_prompts.ipynb #36857def
 def frozen(clip, cl): # -> [1, C, E]
     "Features of frozen words, computed once per list"
     if 'frozen' not in cl.memo:
@@ -121,6 +122,7 @@ def said(clip, cl, *templates): # Normalised [C, E]
         cl.memo[key] = F.normalize(total / len(templates), dim=-1)
     return cl.memo[key]
 
+# %% ../nbs/02_prompts.ipynb #49bd392a
 def text_features(self:Prompts, names): # [G, C, E], unnormalised; pass it on as `text=`
     "Class features of an `apart` or `text first` method: they do not depend on the image"
     cl, p = self.classes(names), self.text()

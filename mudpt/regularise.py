@@ -132,6 +132,7 @@ def parts(spec) -> list: # [(name, arguments)]
     if isinstance(spec, dict) and all(isinstance(v or {}, dict) for v in spec.values()): return [(k, dict(v or {})) for k,v in spec.items()]
     raise BadInput(f"regulariser {spec!r} cannot be read: give a name, {{'KgCoOp': {{'weight': 4.}}}}, or a list of such")
 
+# %% ../nbs/18_regularise.ipynb #4b1db0b3
 def made(spec) -> list: # Of `Regulariser`s, by name
     "The regularisers that are meant"
     out = []

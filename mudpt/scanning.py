@@ -82,6 +82,7 @@ def _chunks(items:Iterable, n:int):
     it = iter(items)
     while chunk := list(islice(it, n)): yield chunk
 
+# %% ../nbs/27f_scan.ipynb #21c4896b
 def scan(items:Iterable, # (source, label, part): numbers for label and part
          alike:bool=False, # Also take difference hashes
          workers:int|None=None, # Threads; None for one per processor

@@ -309,6 +309,7 @@ def names_pass(self:SharedText, cl, lo, hi, paired, ctx, *kv): # Features [G, hi
         x = b.close(x, of.pack(o))
     return self.project(self.pooled(of, x, paired))
 
+# %% ../nbs/01a_text.ipynb #2802babc
 def pooled(self:SharedText, of, x, paired): # [G, hi-lo, D]; paired: [C, 1, D]
     "Each name's end token"
     return torch.take_along_dim(x, of.last[:, None, None], 1) if paired else x.index_select(1, of.last)
