@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'IMAGES', 'use', 'compare', 'train', 'judge', 'pictures', 'readable', 'the_names', 'predict', 'arguments',
-           'counted', 'facts', 'wishes', 'amount', 'methods', 'listed', 'described', 'version']
+           'counted', 'facts', 'wishes', 'there', 'amount', 'methods', 'listed', 'described', 'version']
 
 # %% ../nbs/50_cli.ipynb #950fb721
 import json
@@ -176,6 +176,15 @@ def wishes(names=None) -> list[dict]: # Of all regularisers, or of these
     from mudpt.regularise import regularisers
     return [dict(regulariser=n, method=None, tier=r.tier, source=r.source, arguments=arguments(r), doc=r.__doc__) for n,r in regularisers.items() if names is None or n in names]
 
+def there(word:str) -> None:
+    "Is it a method? What is neither that nor a regulariser may be meant for either"
+    from mudpt.comparing import find_methods
+    from mudpt.core import Unknown, unknown
+    from mudpt.prompts import methods
+    from mudpt.regularise import regularisers
+    try: find_methods([word])
+    except Unknown: raise unknown('method or regulariser', word, [*methods, *regularisers]) from None
+
 def amount(m) -> str: # '512 + 64 per class'
     "What a method trains, in words"
     if isinstance(m['trainable'], str): return m['trainable']
@@ -191,6 +200,7 @@ def methods(which: Annotated[str, Argument(help='One method or regulariser, with
     asked = words(which)
     held = wishes(asked or None)
     rest = [w for w in asked if w not in [h['regulariser'] for h in held]]
+    for w in rest: there(w)
     clip = the_clip(model, pretrained, file, 'cpu') if rest or not asked else None
     all = [facts(c, clip) for c in find_methods(rest or 'all')] if clip else []
     if json_: return typer.echo(json.dumps(all + held, default=str, ensure_ascii=False))

@@ -325,6 +325,9 @@ def test_methods_and_regularisers_are_listed():
         TipAdapterF=(0, {"training image": E}), LPPlusPlus=(0, {"class": E + 1}),
     )  # fmt: skip
     assert found["MaPLe"]["per"] == {} and found["MaPLe"]["trainable"] > 10_000
+    for wrong, right in (("KgCop", "KgCoOp"), ("MaPl", "MaPLe")):
+        r = call("methods", wrong)
+        assert r.exit_code == 2 and f"unknown method or regulariser '{wrong}': did you mean '{right}'" in r.output
     r = call("methods", "LP++,PromptSRC")
     assert "LPPlusPlus (LP++ in tables)" in r.output and f"{E + 1:,} per class" in r.output and "text=25.0" in r.output
     assert "MaPLe" not in r.output and "ProGrad" not in r.output
