@@ -142,43 +142,8 @@ class AlignmentExplorer:
     @staticmethod
     def _class(w, c): w.add_class(f'mudpt-{c}'); return w
 
-    def _controls(self):
-        "Every choice as a widget, and what it changes"
-        s = self.state
-        pick = lambda options, value, words, tip, wide: _w.Dropdown(options=options, value=value, description=words, tooltip=tip, layout=dict(width=wide), style=dict(description_width='initial'))
-        self.by = pick([(NAMES.get(k, k), k) for k in ways], s.by, 'Map', 'How many dimensions become two', '190px')
-        self.colour = pick([(v, k) for k, v in COLOURINGS.items()], s.colour, 'Colour', 'What colours and shapes show', '210px')
-        self.picked = pick([NOTHING], NOTHING, 'Select', 'A lasso without a mouse', '330px')
-        self.turned = _w.Checkbox(value=s.turned, description='turn onto the first', indent=False, tooltip='Procrustes: a turn of a whole space changes no answer')
-        self.drag = _w.ToggleButtons(options=list(DRAGS), value='lasso', tooltips=list(DRAGS.values()))
-        self.methods = _w.HBox(layout=dict(overflow='visible'))
-        button = lambda words, icon, tip, do: (b := _w.Button(description=words, icon=icon, tooltip=tip, layout=dict(width='auto')), b.on_click(lambda _: do()))[0]
-        self.stop = button('Stop', 'stop', 'End the work at hand', lambda: s.stop() if s.busy else s.go_on())
-        self.clear = button('Clear', 'times', 'Select nothing', lambda: s.select(None))
-        self.before, self.after = button('', 'chevron-left', 'Pictures before these', lambda: setattr(s, 'page', max(0, s.frame().page - 1))), button('', 'chevron-right', 'More pictures', lambda: setattr(s, 'page', s.frame().page + 1))
-        for n in ('by', 'colour', 'turned'): getattr(self, n).observe(lambda c, n=n: self.quiet or setattr(s, n, c['new']), 'value')
-        self.drag.observe(lambda c: setattr(self.panels, 'drag', c['new']), 'value')
-        self.picked.observe(lambda c: self.quiet or (s.select(None) if c['new'] == NOTHING else self._choose(c['new'])), 'value')
-
     @property
     def quiet(self) -> bool: return self.showing == threading.get_ident() # Do widgets change because of the state, not of a hand?
-
-    def _ticks(self, f):
-        "A tick for each method"
-        if [c.description for c in self.methods.children] != f.methods:
-            self.methods.children = [_w.Checkbox(value=n in f.shown, description=n, indent=False, tooltip=f'Show {n}') for n in f.methods]
-            for c in self.methods.children: c.observe(lambda _: self.quiet or self._show(), 'value')
-        for c in self.methods.children: c.value = c.description in f.shown
-
-    def _show(self):
-        want = [c.description for c in self.methods.children if c.value]
-        if want: self.state.shown = want
-        else: self.redraw() # one is always shown
-
-    def _choose(self, what):
-        self._chosen = what # until it is known which pictures these are
-        self._chosen = self.state.choose(what) if self.state.joint else None
-        self.redraw()
 
     def redraw(self, change=None):
         "Draw the state's frame"
@@ -190,25 +155,6 @@ class AlignmentExplorer:
             finally: self.showing = was
             self.panels.show(f)
             self._words(f)
-
-    def _choices(self, f):
-        self._ticks(f)
-        self.by.value, self.colour.value, self.turned.value = self.state.by, f.colour, self.state.turned
-        options = [NOTHING, *f.choices]
-        if list(self.picked.options) != options: self.picked.options = options
-        if not isinstance(self._chosen, str) and (f.selected is None or self.state.selected != self._chosen): self.picked.value, self._chosen = NOTHING, None # by hand, since
-        for w, on in (self.clear, f.selected is not None), (self.before, f.page > 0), (self.after, f.page < f.pages - 1), (self.stop, f.status != 'ready'): (w.remove_class if on else w.add_class)('mudpt-off')
-        self.stop.description, self.stop.icon = ('Stop', 'stop') if f.status in ('working', 'stopping', 'idle') else ('Go on', 'play')
-
-    def _words(self, f):
-        chip = type('S', (), dict(status=f.status, message=f.message))
-        self.status.value, self.bar.value, self.trouble.value, self.legend.value = looks.status_html(chip), state_html(f), looks.trouble_html(f), legend_html(f)
-        self.notes.value = ''.join(f'<div class="mudpt-note">{escape(n)}</div>' for n in f.notes)
-        of = f' (these {len(f.cards)}: {f.page*self.state.each + 1} to {f.page*self.state.each + len(f.cards)})' if f.pages > 1 else ''
-        self.caught.value = f'<span role="status" aria-live="polite" class="mudpt-quiet mudpt-caught">{escape(f.said_selected) + of if f.selected is not None else "Draw a lasso around some pictures, or choose them by name." if f.clouds else ""}</span>'
-        self.table.value = f.table._repr_html_() if f.table else '<span class="mudpt-quiet">The table comes when everything is measured.</span>' if f.clouds else ''
-        self.guide.pictures = bool(self.state.items)
-        self.guide.cards = [c | dict(said=[list(a) for a in c['said']]) for c in f.cards]
 
     def figure(self): return figure(self.state.frame()) # plotly, without a kernel
     def png(self) -> bytes: return drawing(self.state.frame()).png() # Without a browser
@@ -224,3 +170,62 @@ class AlignmentExplorer:
         if self.box is None: return {'text/plain': 'an alignment explorer that was closed'}
         more = {'image/png': self.png()} if self.state.frame().clouds else {}
         return self.box._repr_mimebundle_(**kw) | more
+
+# %% ../nbs/43d_align_view.ipynb #31e30753
+def _controls(self:AlignmentExplorer):
+    "Every choice as a widget, and what it changes"
+    s = self.state
+    pick = lambda options, value, words, tip, wide: _w.Dropdown(options=options, value=value, description=words, tooltip=tip, layout=dict(width=wide), style=dict(description_width='initial'))
+    self.by = pick([(NAMES.get(k, k), k) for k in ways], s.by, 'Map', 'How many dimensions become two', '190px')
+    self.colour = pick([(v, k) for k, v in COLOURINGS.items()], s.colour, 'Colour', 'What colours and shapes show', '210px')
+    self.picked = pick([NOTHING], NOTHING, 'Select', 'A lasso without a mouse', '330px')
+    self.turned = _w.Checkbox(value=s.turned, description='turn onto the first', indent=False, tooltip='Procrustes: a turn of a whole space changes no answer')
+    self.drag = _w.ToggleButtons(options=list(DRAGS), value='lasso', tooltips=list(DRAGS.values()))
+    self.methods = _w.HBox(layout=dict(overflow='visible'))
+    button = lambda words, icon, tip, do: (b := _w.Button(description=words, icon=icon, tooltip=tip, layout=dict(width='auto')), b.on_click(lambda _: do()))[0]
+    self.stop = button('Stop', 'stop', 'End the work at hand', lambda: s.stop() if s.busy else s.go_on())
+    self.clear = button('Clear', 'times', 'Select nothing', lambda: s.select(None))
+    self.before, self.after = button('', 'chevron-left', 'Pictures before these', lambda: setattr(s, 'page', max(0, s.frame().page - 1))), button('', 'chevron-right', 'More pictures', lambda: setattr(s, 'page', s.frame().page + 1))
+    for n in ('by', 'colour', 'turned'): getattr(self, n).observe(lambda c, n=n: self.quiet or setattr(s, n, c['new']), 'value')
+    self.drag.observe(lambda c: setattr(self.panels, 'drag', c['new']), 'value')
+    self.picked.observe(lambda c: self.quiet or (s.select(None) if c['new'] == NOTHING else self._choose(c['new'])), 'value')
+
+# %% ../nbs/43d_align_view.ipynb #fd9ce9fb
+def _ticks(self:AlignmentExplorer, f):
+    "A tick for each method"
+    if [c.description for c in self.methods.children] != f.methods:
+        self.methods.children = [_w.Checkbox(value=n in f.shown, description=n, indent=False, tooltip=f'Show {n}') for n in f.methods]
+        for c in self.methods.children: c.observe(lambda _: self.quiet or self._show(), 'value')
+    for c in self.methods.children: c.value = c.description in f.shown
+
+def _show(self:AlignmentExplorer):
+    want = [c.description for c in self.methods.children if c.value]
+    if want: self.state.shown = want
+    else: self.redraw() # one is always shown
+
+def _choose(self:AlignmentExplorer, what):
+    self._chosen = what # until it is known which pictures these are
+    self._chosen = self.state.choose(what) if self.state.joint else None
+    self.redraw()
+
+# %% ../nbs/43d_align_view.ipynb #631a685c
+def _choices(self:AlignmentExplorer, f):
+    self._ticks(f)
+    self.by.value, self.colour.value, self.turned.value = self.state.by, f.colour, self.state.turned
+    options = [NOTHING, *f.choices]
+    if list(self.picked.options) != options: self.picked.options = options
+    if not isinstance(self._chosen, str) and (f.selected is None or self.state.selected != self._chosen): self.picked.value, self._chosen = NOTHING, None # by hand, since
+    for w, on in (self.clear, f.selected is not None), (self.before, f.page > 0), (self.after, f.page < f.pages - 1), (self.stop, f.status != 'ready'): (w.remove_class if on else w.add_class)('mudpt-off')
+    self.stop.description, self.stop.icon = ('Stop', 'stop') if f.status in ('working', 'stopping', 'idle') else ('Go on', 'play')
+
+def _words(self:AlignmentExplorer, f):
+    chip = type('S', (), dict(status=f.status, message=f.message))
+    self.status.value, self.bar.value, self.trouble.value, self.legend.value = looks.status_html(chip), state_html(f), looks.trouble_html(f), legend_html(f)
+    self.notes.value = ''.join(f'<div class="mudpt-note">{escape(n)}</div>' for n in f.notes)
+    of = f' (these {len(f.cards)}: {f.page*self.state.each + 1} to {f.page*self.state.each + len(f.cards)})' if f.pages > 1 else ''
+    self.caught.value = f'<span role="status" aria-live="polite" class="mudpt-quiet mudpt-caught">{escape(f.said_selected) + of if f.selected is not None else "Draw a lasso around some pictures, or choose them by name." if f.clouds else ""}</span>'
+    self.table.value = f.table._repr_html_() if f.table else '<span class="mudpt-quiet">The table comes when everything is measured.</span>' if f.clouds else ''
+    self.guide.pictures = bool(self.state.items)
+    self.guide.cards = [c | dict(said=[list(a) for a in c['said']]) for c in f.cards]
+
+for f in _controls, _ticks, _show, _choose, _choices, _words: setattr(AlignmentExplorer, f.__name__, f)

@@ -68,20 +68,6 @@ class Sequel:
         self.state.observe(self.show, ['status', 'runs'])
         self.show()
 
-    def news(self) -> str:
-        "What there is to look at that is not shown"
-        runs = ended(self.state)
-        fresh = [label(r) for r in runs if (r.key, r.at) not in self.seen]
-        if not runs: return f'{label(self.state.run)} is still at work' if self.state.busy else 'nothing is trained yet: press Start in the trainer above'
-        if not fresh: return ''
-        return f"{' and '.join(fresh)} {'is' if len(fresh) == 1 else 'are'} trained" + (': press again to look at it too' if self.explorer else '')
-
-    def show(self, change=None):
-        "Say what there is"
-        if self.box is None: return
-        (self.button.remove_class if ended(self.state) else self.button.add_class)('mudpt-dim')
-        self.said.value = f'<span class="mudpt-note" role="status" aria-live="polite">{self.news()}</span>'
-
     def open(self): # The explorer, or None where there is nothing to look at
         "Look at all that has been trained"
         runs, self.trouble.value = ended(self.state), ''
@@ -104,3 +90,20 @@ class Sequel:
 
     def _repr_mimebundle_(self, **kw):
         return {'text/plain': 'a button that was closed'} if self.box is None else self.box._repr_mimebundle_(**kw)
+
+# %% ../nbs/44_sequel.ipynb #597223dd
+def _news(self:Sequel) -> str:
+    "What there is to look at that is not shown"
+    runs = ended(self.state)
+    fresh = [label(r) for r in runs if (r.key, r.at) not in self.seen]
+    if not runs: return f'{label(self.state.run)} is still at work' if self.state.busy else 'nothing is trained yet: press Start in the trainer above'
+    if not fresh: return ''
+    return f"{' and '.join(fresh)} {'is' if len(fresh) == 1 else 'are'} trained" + (': press again to look at it too' if self.explorer else '')
+
+def _show(self:Sequel, change=None):
+    "Say what there is"
+    if self.box is None: return
+    (self.button.remove_class if ended(self.state) else self.button.add_class)('mudpt-dim')
+    self.said.value = f'<span class="mudpt-note" role="status" aria-live="polite">{self.news()}</span>'
+
+Sequel.news, Sequel.show = _news, _show

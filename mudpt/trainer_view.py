@@ -168,26 +168,6 @@ class PromptTrainer:
         "What a click does; one button pauses and continues"
         getattr(self.state, 'go_on' if verb == 'pause' and self.state.frame().can['go_on'] else verb)()
 
-    def show_buttons(self, can):
-        "A verb that makes no sense now is dim, not dead: it keeps the keyboard's focus, and pressing it says why"
-        b = self.buttons['pause']
-        b.description, b.icon, b.tooltip = ('Continue', 'forward', 'Go on after a pause or a stop') if can['go_on'] else VERBS['pause']
-        for v, b in self.buttons.items():
-            ok = can[v] or v == 'pause' and can['go_on']
-            (b.remove_class if ok else b.add_class)('mudpt-dim')
-
-    def redraw(self, change=None):
-        "Draw the state's frame"
-        with self.lock:
-            if self.box is None: return
-            if change is None or change['name'] in Choices.class_trait_names(): self.side.show()
-            f = self.state.frame()
-            self.show_buttons(f.can)
-            self.status.value, self.numbers.value, self.trouble.value = looks.status_html(f), looks.numbers_html(f), looks.trouble_html(f)
-            self.plan.value, self.words.value, self.notes.value = looks.plan_html(f), looks.words_html(f), ''.join(f'<div class="mudpt-note">{n}</div>' for n in f.notes)
-            self.rows.show(f)
-            if not self.fig.waiting: draw(self.fig, f)
-
     def close(self):
         "Take the widget away and stop what it trains"
         with self.lock: box, self.box = self.box, None
@@ -200,3 +180,26 @@ class PromptTrainer:
         if self.box is None: return {'text/plain': 'a prompt trainer that was closed'}
         self.fig._shown = True
         return self.box._repr_mimebundle_(**kw)
+
+# %% ../nbs/41_trainer_view.ipynb #8f60bc3c
+def _show_buttons(self:PromptTrainer, can):
+    "A verb that makes no sense now is dim, not dead: it keeps the keyboard's focus, and pressing it says why"
+    b = self.buttons['pause']
+    b.description, b.icon, b.tooltip = ('Continue', 'forward', 'Go on after a pause or a stop') if can['go_on'] else VERBS['pause']
+    for v, b in self.buttons.items():
+        ok = can[v] or v == 'pause' and can['go_on']
+        (b.remove_class if ok else b.add_class)('mudpt-dim')
+
+def _redraw(self:PromptTrainer, change=None):
+    "Draw the state's frame"
+    with self.lock:
+        if self.box is None: return
+        if change is None or change['name'] in Choices.class_trait_names(): self.side.show()
+        f = self.state.frame()
+        self.show_buttons(f.can)
+        self.status.value, self.numbers.value, self.trouble.value = looks.status_html(f), looks.numbers_html(f), looks.trouble_html(f)
+        self.plan.value, self.words.value, self.notes.value = looks.plan_html(f), looks.words_html(f), ''.join(f'<div class="mudpt-note">{n}</div>' for n in f.notes)
+        self.rows.show(f)
+        if not self.fig.waiting: draw(self.fig, f)
+
+PromptTrainer.show_buttons, PromptTrainer.redraw = _show_buttons, _redraw
