@@ -29,7 +29,7 @@ def named(things) -> dict: # {name: thing}
     "One thing, a list of them, or a dict"
     if isinstance(things, dict): out = {str(k): v for k, v in things.items()}
     else:
-        many = isinstance(things, list) or isinstance(things, tuple) and not (len(things) == 3 and not any(hasattr(v, 'clip') or hasattr(v, 'rows') or isinstance(v, Features) for v in things))
+        many = isinstance(things, list) or isinstance(things, tuple) and not (len(things) == 3 and not any(is_method(v) or hasattr(v, 'rows') or isinstance(v, Features) for v in things))
         out = {}
         for s in things if many else [things]:
             n = getattr(getattr(s, 'method', s), 'name', None) or getattr(s, 'method', '') or 'features'
