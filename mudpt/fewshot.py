@@ -89,7 +89,7 @@ def few_shot(task:Task, # All images
     poor = [y for y, g in groups.items() if len(g) < shots]
     if poor and strict:
         raise BadInput(f"class '{task.names[poor[0]]}' has {len(groups[poor[0]])} training images, fewer than "
-                       f"{shots} shots ({len(poor)} such classes): ask for fewer shots, or pass strict=False to take all")
+                       f"{shots} shots ({len(poor)} such classes): ask for at most {min(len(g) for g in groups.values())}, or pass strict=False to take what there is")
     rng = random.Random(seed)
     def draw(items, k): return [i for g in by_class(items).values() for i in (rng.sample(g, k) if len(g) >= k else g)]
     train = draw(task.train, shots)
