@@ -213,3 +213,76 @@ def test_what_is_not_said_is_found(docs, tmp_path):
     }
     assert "BadInput" in library.notes("prompts", "fails") and "give a file" in library.notes("prompts", "fails")
     assert "a file" in library.notes("prompts", "calls").lower() and "fails" in library.notes("prompts", "calls")
+
+
+# A reader runs a page from its top, and what the page defines takes the place of what it imported. So whatever a cell
+# uses, and whatever that uses in turn, has to stand above it. What is only called further down is named here.
+ONLY_CALLED_BELOW = {
+    ("22d_surviving", "remembering"),
+    ("35c_spaces", "measure"),
+    ("47_sweep", "Shown"),
+}
+DEFINES = ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom
+
+
+def bound(statement):
+    "Names that a statement of a page gives a meaning to"
+    if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+        return {statement.name}
+    if isinstance(statement, ast.Import | ast.ImportFrom):
+        return {(a.asname or a.name).split(".")[0] for a in statement.names}
+    return {n.id for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+
+
+def read(statement):
+    return {n.id for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+
+
+def wanted(definition):
+    "Names that a function or class takes from its page when it is used"
+    inner = list(ast.walk(definition))
+    own = {a.arg for n in inner if isinstance(n, ast.FunctionDef | ast.Lambda) for a in n.args.args + n.args.kwonlyargs}
+    own |= {n.id for n in inner if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    return read(definition) - own - {b for n in inner if isinstance(n, ast.Import | ast.ImportFrom) for b in bound(n)}
+
+
+def from_below(cells):
+    "[(cell, name)]: what code cells use before the page has said it"
+    parsed = [(bool(re.search(r"^#\|\s*exporti?\b", c, re.M)), ast.parse(c).body) for c in cells]
+    said = {}  # {name: [(cell, statement)]}
+    for i, (exported, body) in enumerate(parsed):
+        for s in body:
+            for n in bound(s) if exported or isinstance(s, DEFINES) else ():
+                said.setdefault(n, []).append((i, s))
+    found = set()
+    for i, (exported, body) in enumerate(parsed):
+        now = [s for s in body if not isinstance(s, ast.FunctionDef) and not (exported and isinstance(s, ast.ClassDef))]
+        todo, seen = [n for s in now for n in read(s)], set()
+        while todo:
+            n = todo.pop()
+            if n in seen or n not in said:
+                continue
+            seen.add(n)
+            above = [s for k, s in said[n] if k <= i]
+            if not above and all(isinstance(s, ast.FunctionDef | ast.ClassDef) for _, s in said[n]):
+                found.add((i, n))
+            elif above and isinstance(above[-1], ast.FunctionDef | ast.ClassDef):
+                todo += wanted(above[-1])
+    return found
+
+
+def test_what_comes_too_early_is_seen():
+    early = ["#| export\ndef a(): return b()", "a()", "#| export\ndef b(): return 1"]
+    assert from_below(early) == {(1, "b")} and not from_below([early[0], early[2], early[1]])
+    assert not from_below(["from somewhere import b", *early]), "imported above"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_a_page_says_a_thing_before_it_uses_it(page):
+    cells = [
+        re.sub(r"^\s*[%!].*$", "", "".join(c["source"]), flags=re.M)
+        for c in json.loads(page.read_text(encoding="utf-8"))["cells"]
+        if c["cell_type"] == "code" and not re.search(r"^#\|\s*eval:\s*false", "".join(c["source"]), re.M)
+    ]
+    early = {(i, n) for i, n in from_below(cells) if (page.stem, n) not in ONLY_CALLED_BELOW}
+    assert not early, f"code cell, counted from 0, and the name that stands further down: {sorted(early)}"
