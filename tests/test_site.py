@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import json
 import os
 import re
 import shutil
@@ -18,7 +19,9 @@ ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = "--no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --disable-background-networking".split()
 LOADED = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src"}  # fetched with the page
-DRAWN = "what_a_step_costs.ipynb"  # the one page that is run here, for its figures; all the others are run by other tests
+DRAWN = (
+    "what_a_step_costs.ipynb"  # the one page that is run here, for its figures; all the others are run by other tests
+)
 pytestmark = pytest.mark.xdist_group("site")
 
 
@@ -104,6 +107,32 @@ def test_every_public_name_stands_on_its_page_with_its_words_errors_and_source(p
         words += [m[:60].split("…")[0] for _, m in s.raises] + [c for c, _ in s.raises] + [s.source]
         missing += [f"{name}: {w!r}" for w in words if plain(w.strip("`")) not in shown]
     assert not missing, missing
+
+
+def told(source):
+    "Paragraphs of a markdown cell as a reader sees them: the first words of each, without marks, links and formulas"
+    for part in re.split(r"\n\s*\n", source):
+        if re.match(r"\s*([#>|`$!:-]|\*{3}|\d+\.| {4})", part) or "\n    " in part:
+            continue
+        text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", part).split("$")[0]
+        if len(plain(text)) > 20:
+            yield plain(text)[:60]
+
+
+def test_what_is_told_is_on_the_page(pages, site):
+    lost = []
+    titles = {p.read_text(encoding="utf-8").partition("<title>")[2].partition("</title>")[0]: p for p in pages}
+    for nb in (ROOT / "nbs").rglob("*.ipynb"):
+        if any(d.startswith(("_", ".")) for d in nb.relative_to(ROOT).parts):
+            continue
+        cells = [c for c in json.loads(nb.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "markdown"]
+        name = re.match(r"# (.+)", "".join(cells[0]["source"]))[1]
+        page = titles.get(min((t for t in titles if plain(t).startswith(plain(name))), key=len, default=None))
+        if page is None:
+            lost.append(f"{nb.name}: no page called {name}")
+            continue
+        lost += [f"{nb.name}: {t}" for c in cells for t in told("".join(c["source"])) if t not in pages[page].text]
+    assert not lost, lost
 
 
 def test_links_lead_somewhere(pages, site):
