@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import warnings
 from pathlib import Path
 
@@ -51,6 +52,9 @@ def begun(self):
     begin(self)
 
 
+# [`Heat`](30_heat.html) names a thing and a page: nbdev links the name again, within the link. The inner one is the finer.
+LINKED_TWICE = re.compile(r"\[(\[`[^`\]]+`\]\([^)\s]*\))\]\([^)\s]*\)")
+
 # What is told comes before what is looked up, and in the order in which it is best read; nbdev goes by the alphabet.
 TOLD = dict(
     tutorials="first_prompts train_widget see_where_a_prompt_looks compare_alignment add_a_method add_a_data_set"
@@ -93,4 +97,7 @@ if __name__ == "__main__":
     Noted.library, Noted.pages = Library(), index["d"]["syms"]
     Noted.site = (cfg.doc_host + cfg.doc_baseurl).rstrip("/")
     print(proc_nbs(n_workers=0, force=True), flush=True)  # in this process: torch is imported once
+    for page in (cfg.config_path / "_proc").rglob("*.ipynb"):
+        text = page.read_text(encoding="utf-8")
+        page.write_text(LINKED_TWICE.sub(r"\1", text), encoding="utf-8")
     os._exit(0)  # otherwise each page's shell collects all garbage before it goes: minutes for nothing
