@@ -114,7 +114,7 @@ def told(source):
     for part in re.split(r"\n\s*\n", source):
         if re.match(r"\s*([#>|`$!:-]|\*{3}|\d+\.| {4})", part) or "\n    " in part:
             continue
-        text = re.sub(r"<[^>]+>", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", part)).split("$")[0]
+        text = re.sub(r"</?kbd>", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", part)).split("$")[0]
         if len(plain(text)) > 20:
             yield plain(text)[:60]
 
