@@ -23,6 +23,7 @@ from plots import drawn, still, supply
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+PICTURES = ".png", ".svg"
 
 
 def settings():
@@ -50,7 +51,7 @@ def copy_sources(src, cfg):
     (src / "index.ipynb").write_text(from_site(text, f"{cfg['git_url']}/blob/{cfg['branch']}"), encoding="utf-8")
 
 
-def kept(kinds=(".png", ".svg", ".json")):
+def kept(kinds=(*PICTURES, ".json")):
     "Pictures and numbers that stand beside the documentation, as paths from the top of the project."
     return [p.relative_to(ROOT) for p in sorted((ROOT / "docs").rglob("*")) if p.suffix in kinds]
 
@@ -59,13 +60,13 @@ def from_site(text, repository):
     """index.ipynb stands at the top of the repository but among the pages of the site: its links move with it.
     Its pictures come along."""
     files = "|".join(re.escape(p.name) for p in ROOT.iterdir() if p.is_file())
-    files += r"|(?:docs|scripts|tests)/[\w./-]+(?<!\.png)(?<!\.svg)"
+    files += r"|(?:docs|scripts|tests)/[\w./-]+" + "".join(rf"(?<!{re.escape(kind)})" for kind in PICTURES)
     return re.sub(rf"\]\(({files})\)", rf"]({repository}/\1)", text.replace("](nbs/", "]("))
 
 
 def place(src, site):
     "Put the pictures where index.ipynb looks for them."
-    for p in kept((".png", ".svg")):
+    for p in kept(PICTURES):
         (site / p).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(src / p, site / p)
 

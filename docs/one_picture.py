@@ -12,8 +12,7 @@ from mudpt import emoji, open_image
 from mudpt.core import write_whole
 from mudpt.prompts import methods
 
-SHOWN = "CoOp", "VPT", "IVLP", "CoCoOp", "MaPLe", "MuDPT", "DCP", "DPT"
-SAID = dict(
+SAID = dict(  # in this order
     CoOp="words learned", VPT="visual prompts", IVLP="both, apart", CoCoOp="words that see the picture",
     MaPLe="text prompts, projected", MuDPT="each a view of the other", DCP="attending to each other", DPT="visual prompts that know classes",
 )  # fmt: skip
@@ -53,7 +52,7 @@ def question(x, names=("cat", "dog", "ladybug", "tiger")):
 
 def picture():
     clip = emoji.clip("cpu")
-    W, H = 2 * 24 + ACROSS * WIDE - 16, TOP + TALL * -(-len(SHOWN) // ACROSS)
+    W, H = 2 * 24 + ACROSS * WIDE - 16, TOP + TALL * -(-len(SAID) // ACROSS)
     look = ('font-size="17" font-weight="600"', *['font-size="14.5"'] * 2, 'font-size="12.5" opacity=".75"')
     lines = "".join(f'<text x="26" y="{36 + 25 * k}" {look[k]}>{line}</text>' for k, line in enumerate(HEAD))
     return (
@@ -61,7 +60,7 @@ def picture():
         f' font-family="system-ui, sans-serif" font-size="13" fill="#1f2328" color="#1f2328"><rect width="{W}" height="{H}" rx="12" fill="#fff" stroke="#d0d7de"/>'
         + lines
         + question(W - 210)
-        + "".join(plan(name, clip, i) for i, name in enumerate(SHOWN))
+        + "".join(plan(name, clip, i) for i, name in enumerate(SAID))
         + "</svg>\n"
     )
 

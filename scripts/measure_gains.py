@@ -162,15 +162,21 @@ def run(a):
         Path(a.json).write_text(json.dumps(dict(facts, rungs=rows[: len(rungs)], others=rows[len(rungs) :]), indent=1))
 
 
-if __name__ == "__main__":
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options(doc, rounds):
+    "What every measurement of a step asks for; doc: of the script, rounds: as many as it takes if nobody says"
+    p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--method", default="MaPLe")
     p.add_argument("--model", default="ViT-B-16")
     p.add_argument("--classes", type=int, default=100)
     p.add_argument("--batch", type=int, default=4)
-    p.add_argument("--rounds", type=int, default=6)
+    p.add_argument("--rounds", type=int, default=rounds)
+    p.add_argument("--json", help="a file for the numbers")
+    return p
+
+
+if __name__ == "__main__":
+    p = options(__doc__, rounds=6)
     p.add_argument("--device", default="cpu")
     p.add_argument("--precision", default="fp32")
     p.add_argument("--compile", action="store_true", help="also torch.compile, which needs a C++ compiler")
-    p.add_argument("--json", help="a file for the numbers")
     run(p.parse_args())

@@ -6,13 +6,13 @@
 `rate` is the speed of a plain matrix product; where it grows more than the step does, the rest of the step is to blame.
 """
 
-import argparse
 import json
 import time
 from pathlib import Path
 from statistics import median
 
 import torch
+from measure_gains import options
 
 from mudpt.bench import Case
 from mudpt.floor import rate
@@ -47,12 +47,6 @@ def run(a):
 
 
 if __name__ == "__main__":
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--method", default="MaPLe")
-    p.add_argument("--model", default="ViT-B-16")
-    p.add_argument("--classes", type=int, default=100)
-    p.add_argument("--batch", type=int, default=4)
-    p.add_argument("--rounds", type=int, default=6)
+    p = options(__doc__, rounds=6)
     p.add_argument("--half", default="bf16", help="bf16 or fp16")
-    p.add_argument("--json", help="a file for the numbers")
     run(p.parse_args())

@@ -19,9 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = "--no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --disable-background-networking".split()
 LOADED = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src"}  # fetched with the page
-DRAWN = (
-    "what_a_step_costs.ipynb"  # the one page that is run here, for its figures; all the others are run by other tests
-)
+# The one page that is run here, for its figures; all the others are run by other tests
+DRAWN = "what_a_step_costs.ipynb"
 pytestmark = pytest.mark.xdist_group("site")
 
 
@@ -73,15 +72,13 @@ def test_every_notebook_has_a_page(pages):
     assert len(pages) >= len(notebooks)
 
 
-def test_the_book_is_told_in_order(site):
+def test_the_book_is_told_in_order(site, monkeypatch):
     front = (site / "index.html").read_text(encoding="utf-8")
     at = [front.index(f'href="{p}.html"') for p in ("tutorials/first_prompts", "explanations/four_orders", "core")]
     assert at == sorted(at)
-    sys.path.insert(0, str(ROOT / "docs"))
-    try:
-        from process_nbs import TOLD
-    finally:
-        sys.path.pop(0)
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    from process_nbs import TOLD
+
     for part, pages in TOLD.items():
         assert sorted(pages) == sorted(p.stem for p in (ROOT / "nbs" / part).glob("*.ipynb")), f"the order of {part}"
 
