@@ -136,12 +136,12 @@ const render = ({ model, el }) => {
     more();
   };
   const draw = () => { due ||= requestAnimationFrame(paint); }, colours = () => { const c = getComputedStyle(panes[0].stage); return `${c.backgroundColor} on ${c.color}`; };
-  const faded = setInterval(() => { if (panes[0] && el.dataset.drawn && el.dataset.colours !== colours()) draw(); }, 400); // themes come sheet by sheet: one laid while we have no place starts no transition, and nothing tells
+  const faded = setInterval(() => { if (panes[0] && el.dataset.drawn && el.dataset.colours !== colours()) draw(); }, 200); // another theme: its sheets come one by one, some while we have no place, and no event tells of all of them
   const watch = new ResizeObserver(draw), hovered = () => { if (model.get('hovered') !== ctl.at) { ctl.at = model.get('hovered'); panes.forEach(p => p.veil()); } };
   const asks = e => { if (!el.closest('.mudpt')?.contains(e.target) || !sheet) return; e.detail.clear ? ctl.choose([]) : (ctl.at = e.detail.id, panes.forEach(p => p.veil())); };
   const heard = { 'change:sheet': draw, 'change:paint': draw, 'change:epoch': draw, 'change:waits': draw, 'change:marks': marked, 'change:hovered': hovered, 'msg:custom': came };
   for (const [k, f] of Object.entries(heard)) model.on(k, f);
-  document.addEventListener('mudpt-look', asks); el.addEventListener('transitionend', draw); // another theme: colours change in no time
+  document.addEventListener('mudpt-look', asks);
   el.classList.add('mudpt-map'); el.append(board, axes, row); el.spots = i => panes[i].p; draw();
   return () => { dead = true; clearInterval(faded); watch.disconnect(); document.removeEventListener('mudpt-look', asks); for (const [k, f] of Object.entries(heard)) model.off(k, f); };
 };
@@ -156,7 +156,7 @@ CSS = '''
 .mudpt-pane { margin: 0; min-width: 0; } .mudpt-pane figcaption { font-size: 12.5px; color: var(--soft); text-align: center; margin: 0 0 4px; min-height: 2.9em; } .mudpt-pane figcaption b { display: block; color: var(--ink); }
 .mudpt-axes { font-size: 12px; color: var(--soft); white-space: pre-wrap; margin: 3px 0 4px; text-align: center; }
 .mudpt-stage { position: relative; width: 100%; aspect-ratio: 1; max-height: 560px; border: 1px solid var(--rule); border-radius: 4px; overflow: hidden; cursor: crosshair; touch-action: none; user-select: none;
-  color: var(--ink); background-color: var(--jp-layout-color1, var(--vscode-editor-background, Canvas)); transition: color 1ms, background-color 1ms; }
+  color: var(--ink); background-color: var(--jp-layout-color1, var(--vscode-editor-background, Canvas)); }
 .mudpt-stage:focus-visible { outline: 3px solid var(--go); outline-offset: 1px; } .mudpt-stage canvas { position: absolute; inset: 0; width: 100%; height: 100%; }
 .mudpt-time:not([hidden]) { display: flex; align-items: center; gap: 10px; padding: 2px 14px 4px; font-size: 12px; color: var(--soft); } .mudpt-time input { flex: 1; accent-color: var(--go); min-width: 60px; } .mudpt-time input:focus-visible { outline: 2px solid var(--go); outline-offset: 3px; border-radius: 4px; } .mudpt-time output { min-width: 34px; color: var(--ink); font-weight: 600; font-variant-numeric: tabular-nums; }
 @container (max-width: 560px) { .mudpt-panes { grid-template-columns: minmax(0, 1fr); } }
