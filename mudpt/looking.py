@@ -122,7 +122,7 @@ def end(self, name, layer=-1)->int: # Position in the row
     at = self.cl.ids.shape[1] if w.cls is not None else int(self.cl.pool[self.index(name)])
     return at + self.late(i)*(at >= w.lead)
 
-# %% ../nbs/30c_looking.ipynb #da4a183e
+# %% ../nbs/30c_looking.ipynb #9fe96ac5
 def heads(self, tower, layer=-1, name=None, parts=None): # [h, T, T]
     "All heads of one block; in the text tower, of one class' sentence. `parts` may be `evidence(...)` instead of the weights"
     w, i = self._check(tower, layer, name)
