@@ -96,17 +96,20 @@ class Side:
         self.made_for = self.state.method, len(regularisers)
         for e in self.entries.values(): e.widget.observe(self.tell, 'value')
 
-    def tell(self, _=None):
-        "What stands in the fields, for a click that came before it"
-        said = lambda w: w.label if isinstance(w, _w.Dropdown) else str(w.value).lower() if isinstance(w, _w.Checkbox) else w.value
-        self.manners.known = [[w.description, said(w)] for w in (self.method, self.device, *(e.widget for e in self.entries.values()))]
+# %% ../nbs/41_trainer_view.ipynb #416bdbaf
+def _tell(self:Side, _=None):
+    "What stands in the fields, for a click that came before it"
+    said = lambda w: w.label if isinstance(w, _w.Dropdown) else str(w.value).lower() if isinstance(w, _w.Checkbox) else w.value
+    self.manners.known = [[w.description, said(w)] for w in (self.method, self.device, *(e.widget for e in self.entries.values()))]
 
-    def show(self):
-        if self.made_for != (self.state.method, len(regularisers)): self.lay_out() # another method, or somebody has defined a regulariser
-        if list(methods) != list(self.method.options): self.offer(self.method, list(methods), self.state.method) # somebody has defined one
-        self.method.value, self.device.value = self.state.method, self.state.device
-        for e in self.entries.values(): e.show()
-        self.tell()
+def _show(self:Side):
+    if self.made_for != (self.state.method, len(regularisers)): self.lay_out() # another method, or somebody has defined a regulariser
+    if list(methods) != list(self.method.options): self.offer(self.method, list(methods), self.state.method) # somebody has defined one
+    self.method.value, self.device.value = self.state.method, self.state.device
+    for e in self.entries.values(): e.show()
+    self.tell()
+
+Side.tell, Side.show = _tell, _show
 
 # %% ../nbs/41_trainer_view.ipynb #8341aea3
 class Rows:
