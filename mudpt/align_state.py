@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FEW', 'SHAPES', 'COLOURINGS', 'WRONG', 'CHANGED', 'CROWD', 'named', 'is_method', 'example', 'look', 'paint', 'Cloud',
-           'AlignFrame', 'quit', 'AlignState', 'wake', 'stop', 'go_on', 'join', 'said', 'choices', 'choose', 'select',
-           'about', 'cloud', 'frame']
+           'AlignFrame', 'quit', 'AlignChoices', 'AlignState', 'wake', 'stop', 'go_on', 'join', 'said', 'choices',
+           'choose', 'select', 'about', 'cloud', 'frame']
 
 # %% ../nbs/43a_align_state.ipynb #ef8a3b4b
 import atexit, threading, time, weakref
@@ -131,9 +131,9 @@ def quit():
     "A kernel that ends while a thread computes would crash"
     for s in list(_alive): s.stop(); s.join(5)
 
-# %% ../nbs/43a_align_state.ipynb #5f50dbd1
-class AlignState(_t.HasTraits):
-    "Methods over the same pictures: what is looked at, and what there is to draw"
+# %% ../nbs/43a_align_state.ipynb #0e6fe30c
+class AlignChoices(_t.HasTraits):
+    "What may be chosen, and where the work stands"
     shown = _t.List(_t.Unicode()) # Methods, in the order of the panels
     by = _t.Unicode('pca') # Which map: pca, gap, tsne, umap
     turned = _t.Bool(True) # Each method turned onto the first?
@@ -146,7 +146,32 @@ class AlignState(_t.HasTraits):
     message, done = _t.Unicode(''), _t.Float(0.)
     trouble = _t.Any(None, allow_none=True) # (sentence with the remedy, traceback)
     tick = _t.Int(0) # Rises when there is something new to draw
+    joint, methods, n = None, (), 0 # What there is to choose from; `AlignState` knows
 
+    @_t.validate('by')
+    def _a_way(self, p):
+        if p.value not in ways: raise unknown('map', p.value, ways)
+        return p.value
+    @_t.validate('colour')
+    def _a_colouring(self, p):
+        if p.value not in COLOURINGS: raise unknown('colouring', p.value, COLOURINGS)
+        return p.value
+    @_t.validate('shown')
+    def _some(self, p):
+        if not p.value: raise BadInput(f"nothing is shown: name at least one of {', '.join(self.methods)}")
+        for n in p.value:
+            if self.methods and n not in self.methods: raise unknown('method', n, self.methods)
+        return [n for n in self.methods if n in p.value] or p.value
+    @_t.validate('selected')
+    def _there(self, p):
+        if p.value is None or self.joint is None: return p.value
+        ids = tuple(sorted({int(i) for i in p.value}))
+        if ids and not (ids[0] >= 0 and ids[-1] < self.n): raise BadInput(f"picture {ids[-1] if ids[-1] >= self.n else ids[0]} is not there: there are {self.n}, from 0 to {self.n - 1}")
+        return ids
+
+# %% ../nbs/43a_align_state.ipynb #5f50dbd1
+class AlignState(AlignChoices):
+    "Methods over the same pictures: what is looked at, and what there is to draw"
     def __init__(self, things=None, # {name: method, `Track` or `Features`}, a list, or one; None: an example that trains itself
                  task=None, # A `Task`: its test pictures are looked at
                  items=None, names=None, # Or pictures `(source, label)` and class names
@@ -171,27 +196,6 @@ class AlignState(_t.HasTraits):
         if t is not None: return list(t.items), list(t.names)
         n = next(n for n, s in self.things.items() if is_method(s))
         raise BadInput(f"'{n}' is a method and has to look at pictures: give task=..., or items=[(source, label), ...] and names=[...]")
-
-    @_t.validate('by')
-    def _a_way(self, p):
-        if p.value not in ways: raise unknown('map', p.value, ways)
-        return p.value
-    @_t.validate('colour')
-    def _a_colouring(self, p):
-        if p.value not in COLOURINGS: raise unknown('colouring', p.value, COLOURINGS)
-        return p.value
-    @_t.validate('shown')
-    def _some(self, p):
-        if not p.value: raise BadInput(f"nothing is shown: name at least one of {', '.join(self.methods)}")
-        for n in p.value:
-            if self.methods and n not in self.methods: raise unknown('method', n, self.methods)
-        return [n for n in self.methods if n in p.value] or p.value
-    @_t.validate('selected')
-    def _there(self, p):
-        if p.value is None or self.joint is None: return p.value
-        ids = tuple(sorted({int(i) for i in p.value}))
-        if ids and not (ids[0] >= 0 and ids[-1] < self.n): raise BadInput(f"picture {ids[-1] if ids[-1] >= self.n else ids[0]} is not there: there are {self.n}, from 0 to {self.n - 1}")
-        return ids
 
     @property
     def methods(self) -> list: return list(self.joint.spaces if self.joint else self.things if isinstance(self.things, dict) else [])

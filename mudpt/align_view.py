@@ -72,23 +72,26 @@ class Panels(_a.AnyWidget):
             self.paint, j = painted(f), self.state.joint
             self.labels, self.sheet = np.asarray(f.labels, '<i4').tobytes(), self.sheet_of(f, j.maps[j.key(self.state.by, self.state.turned, f.epoch)])
 
-    def sheet_of(self, f, m) -> dict:
-        "Which panels, and of which epoch each is at each step of the slider; '' where this map has none"
-        stamp = next((i for i, k in enumerate(self.maps) if k is m), len(self.maps))
-        if stamp == len(self.maps): self.maps.append(m)
-        at = lambda n: [str(e) if (n, e := self.state.joint.at(n, step)) in m.points else '' for step in f.epochs or [0]]
-        panels = [dict(name=n, of=at(n)) for n in f.shown]
-        return dict(stamp=stamp, panels=panels, names=f.names, epochs=f.epochs, axes=list(f.axes), box=[list(b) for b in f.box], linear=f.linear, crowd=CROWD)
+# %% ../nbs/43d_align_view.ipynb #bbbf9e82
+def _sheet_of(self:Panels, f, m) -> dict:
+    "Which panels, and of which epoch each is at each step of the slider; '' where this map has none"
+    stamp = next((i for i, k in enumerate(self.maps) if k is m), len(self.maps))
+    if stamp == len(self.maps): self.maps.append(m)
+    at = lambda n: [str(e) if (n, e := self.state.joint.at(n, step)) in m.points else '' for step in f.epochs or [0]]
+    panels = [dict(name=n, of=at(n)) for n in f.shown]
+    return dict(stamp=stamp, panels=panels, names=f.names, epochs=f.epochs, axes=list(f.axes), box=[list(b) for b in f.box], linear=f.linear, crowd=CROWD)
 
-    def answer(self, content):
-        "Send the cloud that was asked for"
-        stamp, n, said = content.get('need', (len(self.maps), '', ''))
-        if not 0 <= stamp < len(self.maps): return
-        m = self.maps[stamp]
-        e = next((e for k, e in m.points if k == n and str(e) == said), '')
-        if e == '': return
-        about, data = packed(self.state.cloud(m, n, e))
-        self.send(dict(got=[stamp, n, said], about=about), [data])
+def _answer(self:Panels, content):
+    "Send the cloud that was asked for"
+    stamp, n, said = content.get('need', (len(self.maps), '', ''))
+    if not 0 <= stamp < len(self.maps): return
+    m = self.maps[stamp]
+    e = next((e for k, e in m.points if k == n and str(e) == said), '')
+    if e == '': return
+    about, data = packed(self.state.cloud(m, n, e))
+    self.send(dict(got=[stamp, n, said], about=about), [data])
+
+Panels.sheet_of, Panels.answer = _sheet_of, _answer
 
 # %% ../nbs/43d_align_view.ipynb #00afaca5
 MORE = '''
@@ -145,17 +148,6 @@ class AlignmentExplorer:
     @property
     def quiet(self) -> bool: return self.showing == threading.get_ident() # Do widgets change because of the state, not of a hand?
 
-    def redraw(self, change=None):
-        "Draw the state's frame"
-        if change is not None and change['name'] == 'hovered': self.panels.hovered = change['new']; return
-        with self.lock:
-            if self.box is None: return
-            f, was, self.showing = self.state.frame(), self.showing, threading.get_ident()
-            try: self._choices(f)
-            finally: self.showing = was
-            self.panels.show(f)
-            self._words(f)
-
     def figure(self): return figure(self.state.frame()) # plotly, without a kernel
     def png(self) -> bytes: return drawing(self.state.frame()).png() # Without a browser
 
@@ -170,6 +162,20 @@ class AlignmentExplorer:
         if self.box is None: return {'text/plain': 'an alignment explorer that was closed'}
         more = {'image/png': self.png()} if self.state.frame().clouds else {}
         return self.box._repr_mimebundle_(**kw) | more
+
+# %% ../nbs/43d_align_view.ipynb #982bc048
+def _redraw(self:AlignmentExplorer, change=None):
+    "Draw the state's frame"
+    if change is not None and change['name'] == 'hovered': self.panels.hovered = change['new']; return
+    with self.lock:
+        if self.box is None: return
+        f, was, self.showing = self.state.frame(), self.showing, threading.get_ident()
+        try: self._choices(f)
+        finally: self.showing = was
+        self.panels.show(f)
+        self._words(f)
+
+AlignmentExplorer.redraw = _redraw
 
 # %% ../nbs/43d_align_view.ipynb #31e30753
 def _controls(self:AlignmentExplorer):

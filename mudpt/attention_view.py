@@ -160,18 +160,21 @@ class Controls:
         if self.quiet: return
         if act(): self.show()
 
-    def show(self):
-        s, self.quiet = self.state, True
-        try:
-            for w, options, value in (self.first, list(s.methods), s.first), (self.second, [('nobody', ''), *((m, m) for m in s.methods if m != s.first)], s.second), \
-                    (self.name, list(s.names), s.name), (self.kind, [(KINDS[k], k) for k in s.kinds()], s.kind):
-                if [*w.options] != options: w.options = options
-                w.value = value if options else None
-            self.names.value, self.contrast.value, self.names.rows = '\n'.join(s.names), s.contrast, min(8, 1 + len(s.names))
-            self.contrast.layout.display = '' if s.kind in FOR_A_CLASS and s.kind != 'cavpt' else 'none'
-            if s.item is not None: self.item.value, self.path.value = s.item, ''
-            self.see.value = see_html(s)
-        finally: self.quiet = False
+# %% ../nbs/42_attention_view.ipynb #50847d1b
+def _show(self:Controls):
+    s, self.quiet = self.state, True
+    try:
+        for w, options, value in (self.first, list(s.methods), s.first), (self.second, [('nobody', ''), *((m, m) for m in s.methods if m != s.first)], s.second), \
+                (self.name, list(s.names), s.name), (self.kind, [(KINDS[k], k) for k in s.kinds()], s.kind):
+            if [*w.options] != options: w.options = options
+            w.value = value if options else None
+        self.names.value, self.contrast.value, self.names.rows = '\n'.join(s.names), s.contrast, min(8, 1 + len(s.names))
+        self.contrast.layout.display = '' if s.kind in FOR_A_CLASS and s.kind != 'cavpt' else 'none'
+        if s.item is not None: self.item.value, self.path.value = s.item, ''
+        self.see.value = see_html(s)
+    finally: self.quiet = False
+
+Controls.show = _show
 
 # %% ../nbs/42_attention_view.ipynb #7985807c
 def see_html(s)->str:
@@ -199,17 +202,6 @@ class AttentionExplorer:
         self.state.observe(self.redraw)
         self.redraw()
 
-    def redraw(self, change=None):
-        "Draw the state's frame"
-        if self.box is None: return
-        name, f = change and change['name'], self.state.frame()
-        if name not in (None, 'trouble'): self.towers.show(change, f)
-        if name not in (*SHARED, 'trouble'): self.side.show()
-        self.status.value = f'<div class="mudpt-status"><span role="status" aria-live="polite">{escape(f.kind)}</span></div>'
-        self.trouble.value = looks.trouble_html(f)
-        self.notes.value = ''.join(f'<div class="mudpt-note">{escape(n)}</div>' for n in dict.fromkeys(n for c in f.columns for n in c.notes) if not f.trouble or n not in f.trouble[0])
-        self.tables.value = ''.join(table_html(t) for c in f.columns for t in c.tables)
-
     def png(self)->bytes:
         "What is shown, as the content of a picture file"
         return png(self.state.frame())
@@ -227,3 +219,17 @@ class AttentionExplorer:
         try: still = {'image/png': base64.b64encode(self.png()).decode()}
         except MudptError: still = {} # without matplotlib there is no picture for those without a kernel
         return {**self.box._repr_mimebundle_(**kw), **still}
+
+# %% ../nbs/42_attention_view.ipynb #0d4cc906
+def _redraw(self:AttentionExplorer, change=None):
+    "Draw the state's frame"
+    if self.box is None: return
+    name, f = change and change['name'], self.state.frame()
+    if name not in (None, 'trouble'): self.towers.show(change, f)
+    if name not in (*SHARED, 'trouble'): self.side.show()
+    self.status.value = f'<div class="mudpt-status"><span role="status" aria-live="polite">{escape(f.kind)}</span></div>'
+    self.trouble.value = looks.trouble_html(f)
+    self.notes.value = ''.join(f'<div class="mudpt-note">{escape(n)}</div>' for n in dict.fromkeys(n for c in f.columns for n in c.notes) if not f.trouble or n not in f.trouble[0])
+    self.tables.value = ''.join(table_html(t) for c in f.columns for t in c.tables)
+
+AttentionExplorer.redraw = _redraw
