@@ -160,6 +160,13 @@ class Controls:
         if self.quiet: return
         if act(): self.show()
 
+# %% ../nbs/42_attention_view.ipynb #7985807c
+def see_html(s)->str:
+    "The picture in its colours, and what each method takes it for"
+    im = open_image(s.source).copy(); im.thumbnail((224, 224))
+    says = ''.join(f"<div><b>{escape(l)}</b>: '{escape(t.says)}', {t.probabilities.max():.0%}</div>" for l, t in zip((s.first, s.second), s.looks))
+    return f'<div class="mudpt-see"><img alt="{escape(s.title)}" src="{data_uri(im)}"><div><div class="mudpt-quiet">{escape(s.title)}</div>{says}</div></div>'
+
 # %% ../nbs/42_attention_view.ipynb #50847d1b
 def _show(self:Controls):
     s, self.quiet = self.state, True
@@ -175,13 +182,6 @@ def _show(self:Controls):
     finally: self.quiet = False
 
 Controls.show = _show
-
-# %% ../nbs/42_attention_view.ipynb #7985807c
-def see_html(s)->str:
-    "The picture in its colours, and what each method takes it for"
-    im = open_image(s.source).copy(); im.thumbnail((224, 224))
-    says = ''.join(f"<div><b>{escape(l)}</b>: '{escape(t.says)}', {t.probabilities.max():.0%}</div>" for l, t in zip((s.first, s.second), s.looks))
-    return f'<div class="mudpt-see"><img alt="{escape(s.title)}" src="{data_uri(im)}"><div><div class="mudpt-quiet">{escape(s.title)}</div>{says}</div></div>'
 
 # %% ../nbs/42_attention_view.ipynb #81bdd22e
 class AttentionExplorer:

@@ -93,6 +93,12 @@ def test_links_lead_somewhere(page):
     assert not dead
 
 
+def test_the_front_page_leads_to_every_method_tutorial_and_explanation():
+    linked = set(LINK.findall(prose(ROOT / "index.ipynb")))
+    pages = TELLING + sorted(NBS.glob("1*.ipynb"))  # nbs/10 to nbs/19: the methods, and what they are held against
+    assert not [p.stem for p in pages if name(p) not in linked]
+
+
 @pytest.mark.parametrize("page", TELLING, ids=name)
 def test_tutorials_and_explanations_only_tell(page):
     cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
