@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ASKED', 'PRECISION', 'SETTING', 'read', 'groups', 'interval', 'judged', 'recipe', 'compared', 'command',
-           'circumstances', 'Card', 'ours', 'table', 'card', 'of_kit', 'absent']
+           'circumstances', 'Card', 'ours', 'table', 'card', 'of_kit', 'absent', 'printed']
 
 # %% ../nbs/46e_cards.ipynb #dfa70cdd
 import math, shlex
@@ -198,3 +198,17 @@ def absent(method, task, protocol, shots, published, runs, mine) -> list: # Sent
     if published and not any(r['by'] == 'authors' for r in published): out.append("No figure printed by the method's authors was at hand; the first line is what others print or measured.")
     if runs is not None and not mine: out.append(f"Among the runs there is none of {method} on {task} with protocol {protocol} and {shots} shots.")
     return out
+
+# %% ../nbs/46e_cards.ipynb #c89c4789
+def printed(method:str, # Such as 'MaPLe'
+            dataset:str='average', # Such as 'eurosat', by any of its names
+            protocol:str='base-to-new', # or 'few-shot', 'cross-dataset', 'domain-shift'
+            shots:int=16, # Images per class
+           ) -> Sheet:
+    "Published figures, a line for each source"
+    if protocol not in ASKED: raise unknown('protocol', protocol, ASKED)
+    task = canon(dataset, protocol)
+    published = read(method, task, protocol, shots)
+    s = table(published, [], [], ASKED[protocol])
+    s.notes += tuple(absent(method, task, protocol, shots, published, None, []))
+    return s

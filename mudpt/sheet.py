@@ -42,6 +42,9 @@ class Sheet:
         "Group and heading in one"
         return [' '.join(filter(None, h)) for h in self.head]
 
+    @property
+    def bare(self) -> bool: return bool(self.notes) and not self.lines # Nothing but notes: headings over nothing would look like a mistake
+
 # %% ../nbs/46_sheet.ipynb #b21b07ba
 def _md(s) -> str:
     text = str(s).replace('|', '\\|').replace('\n', ' ')
@@ -51,7 +54,7 @@ def markdown(t:Sheet) -> str:
     "As GitHub, GitLab and notebooks read it"
     row = lambda xs: '| ' + ' | '.join(map(_md, xs)) + ' |'
     lines = [row(t.flat), row(['---' if t.ragged(i) else '---:' for i in range(len(t.head))]), *map(row, t.lines)]
-    return '\n'.join([*([f'**{t.title}**', ''] if t.title else []), *lines, *(['', *(f'- {n}' for n in t.notes)] if t.notes else [])])
+    return '\n'.join([*([f'**{t.title}**', ''] if t.title else []), *([] if t.bare else [*lines, ''] if t.notes else lines), *(f'- {n}' for n in t.notes)])
 
 # %% ../nbs/46_sheet.ipynb #533ecdb7
 TEX = {'\\': r'\textbackslash{}', '&': r'\&', '%': r'\%', '$': r'\$', '#': r'\#', '_': r'\_', '{': r'\{', '}': r'\}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}',
@@ -99,7 +102,8 @@ def html(t:Sheet) -> str:
     above = '<tr>' + ''.join(f"<th class='g n' colspan='{n}'>{escape(g)}</th>" if g else f"<th colspan='{n}'></th>" for g,n in t.groups) + '</tr>' if any(g for g,_ in t.head) else ''
     head = ''.join(f'<th{kind(i)}>{escape(h)}</th>' for i,(_,h) in enumerate(t.head))
     body = ''.join('<tr' + (" class='r'" if i == t.rule else '') + '>' + ''.join(f'<td{kind(j)}>{cell(x)}</td>' for j,x in enumerate(l)) + '</tr>' for i,l in enumerate(t.lines))
-    return (f"<div class='mudpt-sheet'><style>{STYLE}</style><table>{f'<caption>{escape(t.title)}</caption>' if t.title else ''}<thead>{above}<tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    whole = f"<table>{f'<caption>{escape(t.title)}</caption>' if t.title else ''}<thead>{above}<tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return (f"<div class='mudpt-sheet'><style>{STYLE}</style>{'' if t.bare else whole}"
             + ('<ul>' + ''.join(f'<li>{escape(n)}</li>' for n in t.notes) + '</ul>' if t.notes else '') + '</div>')
 
 def page(body:str, title:str='mudpt') -> str: # A whole HTML page; body: what stands in it
