@@ -3,10 +3,11 @@
     python scripts/examine_context.py          # some minutes on one core; validation images only
 
 First, base accuracy before any training, for random contexts of several lengths (four seeds) and for the methods whose
-published start is sixteen random vectors. Then CoOp, started from words, trained with and without random crops (seed 1).
+published start is at random. Then CoOp, started from words, trained with and without random crops (seed 1).
 """
 
 from mudpt import DCP, DPT, CoCoOp, CoOp, Trainer, ZeroShot, emoji, score, seed_all
+from mudpt.methods import TCP, ATPrompt
 
 clip = emoji.clip(device="cpu")
 held = emoji.task("animals", n_val=12).base  # 480 validation images
@@ -33,7 +34,7 @@ if __name__ == "__main__":
     print("zero-shot", accuracy(ZeroShot(clip)))
     for n in 2, 4, 8, 16:
         print(f"CoOp before training, {n} random vectors", [start(CoOp, s, n_ctx=n) for s in (1, 2, 3, 4)])
-    for method in DCP, DPT, CoCoOp:
+    for method in DCP, DPT, CoCoOp, ATPrompt, TCP:
         print(f"{method.__name__} before training", [start(method, s) for s in (1, 2, 3, 4)])
     for augment in True, False:
         words = trained(CoOp, augment, ctx_init="a photo of a")
