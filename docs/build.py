@@ -2,7 +2,7 @@
 
 One path up to the last step, so that a check without Quarto sees what a Quarto user gets:
   1. copy the project to build/docs-src (nothing is ever written to the tracked notebooks)
-  2. execute the notebooks in kernels; figures of plotly become HTML
+  2. execute the notebooks, several kernels at a time; figures of plotly become HTML
   3. nbdev's own processing into _proc/ (show_doc, hidden cells, links)
   4. render: `quarto render` where Quarto is installed, else Sphinx with MyST-NB, which needs no network at all
 """
@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -82,9 +83,11 @@ def execute(path, flags, env):
     for c in nb.cells:
         if c.cell_type == "code" and skipped(c, flags):
             c.metadata["tags"] = ["skip-execution"]
-    NotebookClient(nb, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute(
-        env={**os.environ, **env, "IN_TEST": "1"}
-    )
+    client = NotebookClient(nb, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}})
+    try:
+        client.execute(env={**os.environ, **env, "IN_TEST": "1"})
+    except Exception as e:
+        raise RuntimeError(f"{path.name} does not run through") from e
     for c in nb.cells:
         if c.cell_type == "code":
             still(c)
@@ -94,6 +97,18 @@ def execute(path, flags, env):
     print(f"{path.name}: {time.time() - start:.1f} s", flush=True)
 
 
+def execute_all(pages, flags, env, jobs):
+    "Several at a time, for most of a page's seconds go into importing PyTorch. The first that fails ends it."
+    with ThreadPoolExecutor(jobs) as pool:
+        runs = [pool.submit(execute, p, flags, env) for p in pages]
+        try:
+            for r in as_completed(runs):
+                r.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--engine", choices=["auto", "quarto", "sphinx"], default="auto")
@@ -101,16 +116,23 @@ def main():
     ap.add_argument("--work", type=Path, default=ROOT / "build" / "docs-src", help="where the sources are prepared")
     ap.add_argument("--no-execute", action="store_true", help="show the outputs stored in the notebooks")
     ap.add_argument("--execute", nargs="+", metavar="PAGE", help="run these pages only, such as 41b_curves.ipynb")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    ap.add_argument("--jobs", type=int, default=min(4, cores), help="pages that are run at a time (1 to 2 GB each)")
     a = ap.parse_args()
     cfg, src, out = settings(), a.work.resolve(), a.out.resolve()
     engine = a.engine if a.engine != "auto" else "quarto" if shutil.which("quarto") else "sphinx"
     copy_sources(src, cfg)
     env = dict(PYTHONPATH=str(src))
-    for p in sorted(src.glob("nbs/**/*.ipynb")):
-        if not any(part.startswith(("_", ".")) for part in p.relative_to(src).parts):
-            if p.name in a.execute if a.execute else not a.no_execute:
-                execute(p, set(cfg["tst_flags"].split()), env)
-            drawn(p)
+    pages = [
+        p
+        for p in sorted(src.glob("nbs/**/*.ipynb"))
+        if not any(d.startswith(("_", ".")) for d in p.relative_to(src).parts)
+    ]
+    to_run = [p for p in pages if (p.name in a.execute if a.execute else not a.no_execute)]
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // a.jobs))
+    execute_all(to_run, set(cfg["tst_flags"].split()), {**env, "OMP_NUM_THREADS": threads}, a.jobs)
+    for p in pages:
+        drawn(p)
     run(sys.executable, HERE / "process_nbs.py", cwd=src, **env)
     if engine == "quarto":
         place(src, src / "_proc")
