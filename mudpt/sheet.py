@@ -88,7 +88,7 @@ def latex(t:Sheet, label:str='' # For \ref
 # %% ../nbs/46_sheet.ipynb #b74667d1
 STYLE = """.mudpt-sheet{overflow-x:auto;margin:0 0 22px}.mudpt-sheet table{border-collapse:collapse;font-variant-numeric:tabular-nums}.mudpt-sheet caption{text-align:left;font-weight:600;padding:0 0 6px}
 .mudpt-sheet th,.mudpt-sheet td{padding:4px 8px;text-align:right;white-space:nowrap;background:none;border:0 solid color-mix(in srgb,currentColor 25%,transparent)}.mudpt-sheet thead tr:last-child th{border-bottom-width:1.5px}
-.mudpt-sheet tbody td{border-bottom-width:1px}.mudpt-sheet .l{text-align:left!important}.mudpt-sheet .w{text-align:left!important;white-space:normal;min-width:11em}.mudpt-sheet .g{text-align:center!important;border-bottom-width:1px}
+.mudpt-sheet tbody td{border-bottom-width:1px}.mudpt-sheet .l{text-align:left!important}.mudpt-sheet .w{text-align:left!important;white-space:normal;overflow-wrap:anywhere;min-width:11em}.mudpt-sheet .g{text-align:center!important;border-bottom-width:1px}
 .mudpt-sheet .r td{border-top:2px solid color-mix(in srgb,currentColor 60%,transparent)}.mudpt-sheet .n{padding-left:22px}.mudpt-sheet small{font-size:.8em;opacity:.8;font-weight:400}
 .mudpt-sheet ul{margin:8px 0 0;padding-left:18px;font-size:.86em;opacity:.8;max-width:64em}"""
 
