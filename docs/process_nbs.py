@@ -30,6 +30,11 @@ def evaluate(cell):
     return bool(exported) or not lesson
 
 
+def as_written(cell, shown, names=processors._def_names):
+    "nbdev shows what one cell defines from the last to the first."
+    return names(cell, shown)[::-1]
+
+
 class Noted(showdoc.BasicMarkdownRenderer):
     "What nbdev says of a name, and what the code says besides: words that were explained before, errors, source."
 
@@ -82,7 +87,7 @@ def arranged(contents):
 if __name__ == "__main__":
     from nbdev.config import get_config
 
-    processors._do_eval, processors.exec_show_docs.begin = evaluate, begun
+    processors._do_eval, processors._def_names, processors.exec_show_docs.begin = evaluate, as_written, begun
     showdoc.BasicMarkdownRenderer = Noted
     refresh_quarto_yml()
     _build_modidx()

@@ -1,5 +1,6 @@
 """The documentation builds, and a reader without a network gets all of it: links, styles, formulas, figures, search."""
 
+import ast
 import functools
 import http.server
 import json
@@ -104,6 +105,18 @@ def test_every_public_name_stands_on_its_page_with_its_words_errors_and_source(p
         words += [m[:60].split("…")[0] for _, m in s.raises] + [c for c, _ in s.raises] + [s.source]
         missing += [f"{name}: {w!r}" for w in words if plain(w.strip("`")) not in shown]
     assert not missing, missing
+
+
+def test_names_stand_in_the_order_of_the_code(pages, site):
+    index, turned = {}, []
+    exec((ROOT / "mudpt" / "_modidx.py").read_text(encoding="utf-8"), index)
+    for module, names in index["d"]["syms"].items():
+        code = ast.parse((ROOT / module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8"))
+        defined = [n.name for n in code.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name[0] != "_"]
+        places = [names[f"{module}.{n}"][0].split("#") for n in defined if f"{module}.{n}" in names]
+        at = [pages[site / p].at[anchor] for p, anchor in places if site / p in pages and anchor in pages[site / p].at]
+        turned += [f"{module}: {defined}"] if at != sorted(at) else []
+    assert not turned, turned
 
 
 def told(source):
