@@ -456,7 +456,8 @@ def linked(source):
 
 
 def standard_words(path=WORDS):
-    "[(first page, last page, word, meaning)] from the tables; a heading with `pages 30 to 37` says where its table holds"
+    """[(first page, last page, word, meaning)] from the tables; a heading with `pages 30 to 37` says where its table holds.
+    Several words in a row share its meaning, or have one each, with semicolons between."""
     if not path.exists():
         return []
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
@@ -466,7 +467,11 @@ def standard_words(path=WORDS):
             pages = re.search(r"pages (\d+) to (\d+)", line)
             low, high = map(int, pages.groups()) if pages else (0, 99)
         if row := re.fullmatch(r"\| ((?:`\w+`(?:, )?)+) \| (.+?) \|", line):
-            found += [(low, high, w, row[2]) for w in re.findall(r"`(\w+)`", row[1])]
+            words, meanings = re.findall(r"`(\w+)`", row[1]), row[2].split("; ")
+            found += [
+                (low, high, *pair)
+                for pair in zip(words, meanings if len(meanings) == len(words) else [row[2]] * len(words))
+            ]
     return found
 
 

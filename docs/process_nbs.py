@@ -41,6 +41,8 @@ class Noted(showdoc.BasicMarkdownRenderer):
     library, module, pages = None, "", {}
 
     def _repr_markdown_(self):
+        if not getattr(self.sym, "__doc__", None):
+            self.docs = ""  # nbdev would show what Python says of any function: "Call self as a function."
         notes = self.library.notes(self.module, self.nm, self.link)
         return super()._repr_markdown_() + (f"\n\n::: {{.api-notes}}\n{notes}\n:::\n" if notes else "")
 

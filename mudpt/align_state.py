@@ -67,7 +67,8 @@ FEW = ['gap', 'alignment', 'uniformity image', 'uniformity text', 'margin', 'wit
 SHAPES = 'circle', 'square', 'diamond', 'triangle-up', 'x', 'triangle-down', 'cross'
 COLOURINGS = {'class': 'class', 'answer': 'right or wrong', 'kind': 'picture or name'} # `colour`: what a person reads
 
-def look(c:int) -> tuple: # (number of a colour, number of a shape)
+def look(c:int # Number of a class
+        ) -> tuple: # (number of a colour, number of a shape)
     "How class c is drawn"
     return c % 6, (c + c // 42) % 7
 

@@ -274,7 +274,7 @@ def wanted(definition):
 
 def from_below(cells):
     "[(cell, name)]: what code cells use before the page has said it"
-    parsed = [(bool(re.search(r"^#\|\s*exporti?\b", c, re.M)), ast.parse(c).body) for c in cells]
+    parsed = [(bool(re.search(r"^#\|\s*export[is]?\b", c, re.M)), ast.parse(c).body) for c in cells]
     said = {}  # {name: [(cell, statement)]}
     for i, (exported, body) in enumerate(parsed):
         for s in body:

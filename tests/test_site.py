@@ -108,15 +108,22 @@ def test_every_public_name_stands_on_its_page_with_its_words_errors_and_source(p
 
 
 def test_names_stand_in_the_order_of_the_code(pages, site):
-    index, turned = {}, []
+    index, turned, held, known = {}, [], 0, 0
     exec((ROOT / "mudpt" / "_modidx.py").read_text(encoding="utf-8"), index)
     for module, names in index["d"]["syms"].items():
         code = ast.parse((ROOT / module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8"))
         defined = [n.name for n in code.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name[0] != "_"]
-        places = [names[f"{module}.{n}"][0].split("#") for n in defined if f"{module}.{n}" in names]
-        at = [pages[site / p].at[anchor] for p, anchor in places if site / p in pages and anchor in pages[site / p].at]
-        turned += [f"{module}: {defined}"] if at != sorted(at) else []
-    assert not turned, turned
+        at = []
+        for n in (n for n in defined if f"{module}.{n}" in names and defined.count(n) == 1):
+            page, anchor = names[f"{module}.{n}"][0].split("#")
+            here = pages.get(site / page)
+            known += 1
+            # where a title or another name differs in capitals only, the place is theirs
+            if here and here.text[here.at.get(anchor, 0) :].startswith(plain(n) + "source"):
+                at.append(here.at[anchor])
+        held += len(at)
+        turned += [module] if at != sorted(at) else []
+    assert not turned and held > 0.9 * known, (turned, held, known)
 
 
 def told(source):
