@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ASKED', 'PRECISION', 'SETTING', 'read', 'groups', 'interval', 'judged', 'recipe', 'compared', 'command',
-           'circumstances', 'Card', 'ours', 'table', 'card', 'of_kit', 'absent', 'printed']
+           'circumstances', 'Card', 'ours', 'table', 'question', 'card', 'of_kit', 'absent', 'printed']
 
 # %% ../nbs/46e_cards.ipynb #dfa70cdd
 import math, shlex
@@ -152,6 +152,21 @@ def table(published:list, groups:list, on:list, measures:tuple) -> Sheet: # publ
     return Sheet([('', 'measured by'), ('', 'settings'), *(('', title(m)) for m in measures), ('', 'source')], lines + [ours(g, on, measures) for g in groups],
                  tuple(n for n in notes if n), left=2, words=(-1,), rule=len(lines) if lines and groups else None)
 
+# %% ../nbs/46e_cards.ipynb #28866161
+def question(method:str, # By any of its names
+             dataset:str, # By any of its names, or 'average'
+             protocol:str, # One of four
+             own:bool=False # May the data set be one's own?
+            ) -> tuple: # (method, task, measures), under the names that figures are kept under
+    "What is asked, or an error that knows a better name"
+    if protocol not in ASKED: raise unknown('protocol', protocol, ASKED)
+    try: method = find_methods([method])[0].__name__
+    except KeyError:
+        if not len(figures(method)): raise
+    task = canon(dataset, protocol)
+    if task not in OVER.values() and task not in ENTRIES and '/' not in task and not own: raise unknown('data set', dataset, [*ENTRIES, 'average'])
+    return method, task, ASKED[protocol]
+
 # %% ../nbs/46e_cards.ipynb #35b3c8e8
 def card(method:str, # Such as 'MaPLe'; of this kit, or of `figures()`
          dataset:str, # Such as 'eurosat', by any of its names; 'average' for the average the papers print
@@ -160,12 +175,7 @@ def card(method:str, # Such as 'MaPLe'; of this kit, or of `figures()`
          shots:int=16, # Images per class
         ) -> Card:
     "Published figures beside one's own, and what is the same about them"
-    if protocol not in ASKED: raise unknown('protocol', protocol, ASKED)
-    try: method = find_methods([method])[0].__name__
-    except KeyError:
-        if not len(figures(method)): raise
-    task,measures = canon(dataset, protocol),ASKED[protocol]
-    if task not in OVER.values() and task not in ENTRIES and '/' not in task and runs is None: raise unknown('data set', dataset, [*ENTRIES, 'average'])
+    method,task,measures = question(method, dataset, protocol, own=runs is not None)
     on,published,mine = behind(task),read(method, task, protocol, shots),[] if runs is None else groups(runs, method, task, protocol, shots)
     said = absent(method, task, protocol, shots, published, runs, mine)
     paper = published[0] if published else {}
@@ -206,9 +216,8 @@ def printed(method:str, # Such as 'MaPLe'
             shots:int=16, # Images per class
            ) -> Sheet:
     "Published figures, a line for each source"
-    if protocol not in ASKED: raise unknown('protocol', protocol, ASKED)
-    task = canon(dataset, protocol)
+    method,task,measures = question(method, dataset, protocol)
     published = read(method, task, protocol, shots)
-    s = table(published, [], [], ASKED[protocol])
+    s = table(published, [], [], measures)
     s.notes += tuple(absent(method, task, protocol, shots, published, None, []))
     return s

@@ -54,7 +54,8 @@ def markdown(t:Sheet) -> str:
     "As GitHub, GitLab and notebooks read it"
     row = lambda xs: '| ' + ' | '.join(map(_md, xs)) + ' |'
     lines = [row(t.flat), row(['---' if t.ragged(i) else '---:' for i in range(len(t.head))]), *map(row, t.lines)]
-    return '\n'.join([*([f'**{t.title}**', ''] if t.title else []), *([] if t.bare else [*lines, ''] if t.notes else lines), *(f'- {n}' for n in t.notes)])
+    parts = [t.title and f'**{t.title}**', '' if t.bare else '\n'.join(lines), '\n'.join(f'- {n}' for n in t.notes)]
+    return '\n\n'.join(filter(None, parts))
 
 # %% ../nbs/46_sheet.ipynb #533ecdb7
 TEX = {'\\': r'\textbackslash{}', '&': r'\&', '%': r'\%', '$': r'\$', '#': r'\#', '_': r'\_', '{': r'\{', '}': r'\}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}',
