@@ -84,16 +84,22 @@ def test_the_book_is_told_in_order(site, monkeypatch):
         assert sorted(pages) == sorted(p.stem for p in (ROOT / "nbs" / part).glob("*.ipynb")), f"the order of {part}"
 
 
-def test_every_public_name_stands_on_its_page_with_its_words_errors_and_source(pages, site, monkeypatch):
+@pytest.fixture(scope="module")
+def places():
+    "Where nbdev says that names stand: {module: {name: (page#anchor, file)}}"
+    index = {}
+    exec((ROOT / "mudpt" / "_modidx.py").read_text(encoding="utf-8"), index)
+    return index["d"]["syms"]
+
+
+def test_every_public_name_stands_on_its_page_with_its_words_errors_and_source(pages, places, site, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "docs")
     import api
 
-    index, missing = {}, []
-    exec((ROOT / "mudpt" / "_modidx.py").read_text(encoding="utf-8"), index)
-    library = api.Library()
+    missing, library = [], api.Library()
     for s in library.symbols.values():
         name = f"mudpt.{s.module}.{s.name}"
-        at = index["d"]["syms"].get(f"mudpt.{s.module}", {}).get(name, ("nowhere", ""))[0]
+        at = places.get(f"mudpt.{s.module}", {}).get(name, ("nowhere", ""))[0]
         at = at.replace("search.html#", "searches.html#")  # the name of the search itself
         page, anchor = pages.get(site / at.split("#")[0]), at.split("#")[-1]
         if page is None or anchor not in page.ids:
@@ -107,10 +113,9 @@ def test_every_public_name_stands_on_its_page_with_its_words_errors_and_source(p
     assert not missing, missing
 
 
-def test_names_stand_in_the_order_of_the_code(pages, site):
-    index, turned, held, known = {}, [], 0, 0
-    exec((ROOT / "mudpt" / "_modidx.py").read_text(encoding="utf-8"), index)
-    for module, names in index["d"]["syms"].items():
+def test_names_stand_in_the_order_of_the_code(pages, places, site):
+    turned, held, known = [], 0, 0
+    for module, names in places.items():
         code = ast.parse((ROOT / module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8"))
         defined = [n.name for n in code.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name[0] != "_"]
         at = []
